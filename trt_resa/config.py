@@ -1,0 +1,134 @@
+"""What a user can set: sparse attention, engine limits, KV cache. Frozen and validated.
+
+The command line derives its flags from these fields (``trt_resa.cli_options``), so a default,
+its range and its description stand here alone.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+from typing_extensions import Self
+
+from trt_resa.validation import STRICT
+
+RectifyMode = Literal["fused", "separate", "verify", "none", "dense"]
+Dtype = Literal["auto", "float16", "bfloat16", "float32"]
+Quantization = Literal["none", "w4a16"]
+ExecutorName = Literal["tensorrt_rtx", "torch"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SparseAttentionConfig:
+    """Rectified Sparse Attention (arXiv 2506.04108): what a sparse step reads, when it is repaired."""
+
+    algorithm: Annotated[Literal["resa"], Field(description="sparse attention algorithm")] = "resa"
+    block_size: Annotated[
+        Literal[16, 32, 64],
+        Field(description="tokens per block: page of the KV cache and unit of selection"),
+    ] = 16
+    keep_ratio: Annotated[
+        float, Field(gt=0, le=1, description="fraction of blocks a sparse step attends to")
+    ] = 0.1
+    min_blocks: Annotated[
+        int, Field(ge=1, description="a sparse step attends to at least this many blocks")
+    ] = 16
+    local_blocks: Annotated[int, Field(ge=1, description="last blocks that are always in")] = 1
+    sink_blocks: Annotated[int, Field(ge=0, description="first blocks that are always in")] = 0
+    rectify_interval: Annotated[
+        int, Field(ge=1, le=128, description="tokens in a window, after which a dense pass runs")
+    ] = 32
+    rectify_mode: Annotated[
+        RectifyMode,
+        Field(
+            description="fused, separate and verify repair the cache; none never does; dense "
+            "takes no sparse steps"
+        ),
+    ] = "fused"
+    dense_below: Annotated[
+        int, Field(ge=0, description="sequences of at most this many tokens attend to everything")
+    ] = 0
+
+    @model_validator(mode="after")
+    def _forced_blocks_fit(self) -> Self:
+        forced = self.local_blocks + self.sink_blocks
+        if forced > self.min_blocks:
+            raise ValueError(
+                f"local_blocks + sink_blocks = {forced} exceeds min_blocks = {self.min_blocks}; "
+                "raise min_blocks or force fewer blocks"
+            )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class BuildConfig:
+    """Limits and format of an engine. ``None`` means: taken from the checkpoint."""
+
+    dtype: Annotated[
+        Dtype,
+        Field(
+            description="type of weights and activations; auto: the checkpoint's, float32 "
+            "becoming float16; float32 is for the torch executor alone"
+        ),
+    ] = "auto"
+    quantization: Annotated[
+        Quantization,
+        Field(
+            description="w4a16: INT4 weights, round to nearest, blocks of 128; AWQ and GPTQ "
+            "checkpoints keep their own INT4 weights whatever this says"
+        ),
+    ] = "none"
+    executors: Annotated[
+        tuple[ExecutorName, ...],
+        Field(
+            min_length=1,
+            description="executors the engine directory can run on; tensorrt_rtx writes engines, "
+            "torch writes weights that run on a CPU or through plain PyTorch",
+        ),
+    ] = ("tensorrt_rtx", "torch")
+    max_batch_size: Annotated[int, Field(ge=1, le=256, description="sequences per step")] = 8
+    max_seq_len: Annotated[
+        int | None,
+        Field(ge=1, le=1 << 20, description="tokens per sequence, prompt and output together"),
+    ] = None
+    max_input_len: Annotated[
+        int | None, Field(ge=1, le=1 << 20, description="tokens per prompt")
+    ] = None
+    max_num_tokens: Annotated[
+        int, Field(ge=1, le=1 << 16, description="tokens per dense pass: the prefill chunk")
+    ] = 2048
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        if len(set(self.executors)) != len(self.executors):
+            raise ValueError(f"executors {self.executors} names one twice")
+        if self.dtype == "float32" and "tensorrt_rtx" in self.executors:
+            raise ValueError(
+                "dtype float32 is for the torch executor alone; use float16 or bfloat16, or "
+                "executors torch"
+            )
+        if self.max_batch_size > self.max_num_tokens:
+            raise ValueError(
+                f"max_batch_size {self.max_batch_size} exceeds max_num_tokens "
+                f"{self.max_num_tokens}; raise max_num_tokens"
+            )
+        if self.max_seq_len and self.max_input_len and self.max_input_len > self.max_seq_len:
+            raise ValueError(
+                f"max_input_len {self.max_input_len} exceeds max_seq_len {self.max_seq_len}"
+            )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class KvCacheConfig:
+    """Size of the KV cache."""
+
+    free_gpu_memory_fraction: Annotated[
+        float,
+        Field(gt=0, le=1, description="share of the memory left after loading, used for the cache"),
+    ] = 0.9
+    max_tokens: Annotated[
+        int | None, Field(ge=1, description="upper bound of cached tokens over all sequences")
+    ] = None

@@ -1,0 +1,30 @@
+"""Rotary position embedding and QK norm, as the attention node applies them to packed rows."""
+
+from __future__ import annotations
+
+import torch
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / rms(x) over the last dimension in fp32, rounded to x's dtype, times ``weight``."""
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return normed.to(x.dtype) * weight
+
+
+def cos_sin(
+    positions: torch.Tensor, inv_freq: torch.Tensor, attention_factor: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """fp32 [T, 1, rotary_dim / 2] each; angles taken in double, since positions reach 2^20."""
+    angles = positions.double()[:, None] * inv_freq.double()[None, :]
+    cos = (angles.cos() * attention_factor).float()
+    sin = (angles.sin() * attention_factor).float()
+    return cos[:, None, :], sin[:, None, :]
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the first rotary_dim columns of x [T, heads, head_dim], half-split; rest untouched."""
+    half = cos.shape[-1]
+    first, second = x[..., :half].float(), x[..., half : 2 * half].float()
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return torch.cat((rotated.to(x.dtype), x[..., 2 * half :]), dim=-1)

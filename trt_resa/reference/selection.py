@@ -1,0 +1,52 @@
+"""Scoring blocks from their summaries and choosing the selection."""
+
+from __future__ import annotations
+
+import torch
+
+from trt_resa.blocks import attended_blocks, num_blocks
+from trt_resa.config import SparseAttentionConfig
+
+
+def scores(q: torch.Tensor, summary: torch.Tensor) -> torch.Tensor:
+    """Upper bound of q.k over each block, for the mean query of each group.
+
+    q [B, q_heads, head_dim] post-RoPE; summary [B, N, kv_heads, 2, head_dim]. Returns fp32
+    [B, kv_heads, N]: the sum over d of max(q_d * max_d, q_d * min_d).
+    """
+    batch, _, kv_heads, _, head_dim = summary.shape
+    mean = q.float().view(batch, kv_heads, -1, head_dim).mean(dim=2)
+    bounds = mean[:, None, :, None, :] * summary.float()
+    return bounds.amax(dim=3).sum(dim=-1).transpose(1, 2)
+
+
+def select(
+    q: torch.Tensor,
+    summary: torch.Tensor,
+    kv_lens: list[int],
+    block_table: torch.Tensor,
+    config: SparseAttentionConfig,
+) -> torch.Tensor:
+    """Block indices that each sequence and KV head attends to: [B, kv_heads, S], ascending.
+
+    S is the largest selection of the batch; shorter ones are padded with -1 at the end. Ties go
+    to the lower index. q [B, q_heads, head_dim]; summary is the layer's pool.
+    """
+    lengths = [num_blocks(kv_len, config.block_size) for kv_len in kv_lens]
+    counts = [attended_blocks(kv_len, config) for kv_len in kv_lens]
+    width, widest = max(lengths), max(counts)
+    heads = summary.shape[1]
+    if counts == lengths and min(lengths) == width:
+        everything = torch.arange(width, device=q.device)
+        return everything.expand(len(kv_lens), heads, width)
+    table = block_table[:, :width].clamp(min=0).long()
+    ranked = scores(q, summary[table])
+    for row, length in enumerate(lengths):
+        ranked[row, :, length:] = -torch.inf
+        ranked[row, :, : min(config.sink_blocks, length)] = torch.inf
+        ranked[row, :, max(0, length - config.local_blocks) : length] = torch.inf
+    order = ranked.sort(dim=-1, descending=True, stable=True).indices[..., :widest]
+    limit = torch.tensor(counts, device=q.device)[:, None, None]
+    outside = torch.arange(widest, device=q.device) >= limit
+    ascending = order.masked_fill(outside, width).sort(dim=-1).values
+    return ascending.masked_fill(outside, -1)
