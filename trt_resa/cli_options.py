@@ -26,7 +26,7 @@ SPARSE_SECTION = "sparse_attention_config"
 
 
 def options_of(*classes: type) -> Callable[[F], F]:
-    """Decorator that adds one option per field of each dataclass; an option not given is None."""
+    """Decorator that adds one option per field of each dataclass; see ``given`` for the values."""
 
     def decorate(function: F) -> F:
         for cls in reversed(classes):
@@ -41,7 +41,7 @@ def options_of(*classes: type) -> Callable[[F], F]:
 def given(cls: type, flags: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of ``cls`` that were given as flags."""
     names = {field.name for field in dataclasses.fields(cls)}
-    return {name: value for name, value in flags.items() if name in names and value is not None}
+    return {name: v for name, v in flags.items() if name in names and v not in (None, ())}
 
 
 def read_yaml(path: Path | None) -> dict[str, Any]:
@@ -64,13 +64,16 @@ def read_yaml(path: Path | None) -> dict[str, Any]:
 
 def _option(field: dataclasses.Field[Any], hint: Any) -> Callable[[F], F]:
     default, info = _default_and_info(field, hint)
+    kind = _click_type(hint)
+    texts = isinstance(kind, _CommaSeparated) and kind.element is click.STRING
     shown = ",".join(default) if isinstance(default, tuple) else default
     note = "" if shown in (None, "") else f" [default: {shown}]"
     return click.option(
         f"--{field.name}",
-        type=_click_type(hint),
+        type=click.STRING if texts else kind,
+        multiple=texts,
         default=None,
-        help=f"{info}{note}",
+        help=f"{info}{'; may be repeated' if texts else ''}{note}",
     )
 
 

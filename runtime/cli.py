@@ -1,0 +1,167 @@
+"""``trt-resa generate``: text from an engine directory."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import click
+
+from trt_resa.cli_options import SPARSE_SECTION, given, options_of, read_yaml
+from trt_resa.config import KvCacheConfig, RectifyMode, SparseAttentionConfig
+from trt_resa.errors import ConfigError, RequestError
+from trt_resa.runtime.llm import LLM
+from trt_resa.runtime.outputs import RequestOutput
+from trt_resa.runtime.stats import total
+from trt_resa.sampling_params import SamplingParams
+from trt_resa.validation import parse
+
+
+@click.command()
+@click.option("--engine_dir", type=click.Path(path_type=Path), required=True, help="engine directory")
+@click.option("--prompt", "prompts", multiple=True, help="text to continue; may be repeated")
+@click.option(
+    "--prompt_file",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="file with one prompt (UTF-8); may be repeated",
+)
+@click.option("--chat", is_flag=True, help="apply the model's chat template to each prompt")
+@click.option("--executor", type=click.Choice(["auto", "torch"]), default="auto", show_default=True)
+@click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+@click.option("--max_batch_size", type=int, help="sequences at once [default: the engine's]")
+@click.option("--max_seq_len", type=int, help="tokens per sequence [default: the engine's]")
+@click.option("--config", type=click.Path(path_type=Path), help="YAML with sparse_attention_config")
+@click.option("--stats", is_flag=True, help="print speed, blocks attended, dense passes, drafts")
+@click.option(
+    "--compare",
+    type=click.Choice(["dense"]),
+    help="generate again without sparse steps and print where the outputs part",
+)
+@options_of(SamplingParams, SparseAttentionConfig, KvCacheConfig)
+def generate(
+    engine_dir: Path,
+    prompts: tuple[str, ...],
+    files: tuple[Path, ...],
+    chat: bool,
+    executor: Literal["auto", "torch"],
+    device: str,
+    max_batch_size: int | None,
+    max_seq_len: int | None,
+    config: Path | None,
+    stats: bool,
+    compare: RectifyMode | None,
+    **flags: Any,
+) -> None:
+    """Generate text with Rectified Sparse Attention."""
+    params = parse(SamplingParams, given(SamplingParams, flags), "sampling flags")
+    texts = [*prompts, *(_read(file) for file in files)]
+    if not texts:
+        raise ConfigError("no prompt was given; use --prompt TEXT or --prompt_file FILE")
+    with LLM(
+        engine_dir,
+        executor=executor,
+        device=device,
+        max_batch_size=max_batch_size,
+        max_seq_len=max_seq_len,
+        kv_cache_config=given(KvCacheConfig, flags),
+        sparse_attention_config=_sparse_changes(config, flags),
+    ) as llm:
+        if chat:
+            texts = [_chat(llm, text) for text in texts]
+        start = time.perf_counter()
+        results = _run(llm, texts, params, None)
+        seconds = time.perf_counter() - start
+        if stats:
+            _print_stats(results, seconds)
+        if compare:
+            for result, dense in zip(results, _quietly(llm, texts, params, compare), strict=True):
+                for output, other in zip(result.outputs, dense.outputs, strict=True):
+                    _note(_comparison(output.token_ids, other.token_ids, compare))
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompt_file {file} cannot be read: {error}") from None
+
+
+def _sparse_changes(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
+    content = read_yaml(config)
+    unknown = set(content) - {SPARSE_SECTION}
+    if unknown:
+        raise ConfigError(
+            f"--config {config}: unknown key '{min(unknown)}'; allowed keys: {SPARSE_SECTION}"
+        )
+    return {**content.get(SPARSE_SECTION, {}), **given(SparseAttentionConfig, flags)}
+
+
+def _chat(llm: LLM, text: str) -> str:
+    if llm.tokenizer is None:
+        raise RequestError("--chat needs a tokenizer, and the engine directory holds none")
+    return llm.tokenizer.chat(text)
+
+
+def _run(
+    llm: LLM, texts: list[str], params: SamplingParams, mode: RectifyMode | None
+) -> list[RequestOutput]:
+    """Print a single completion as it comes, several when they are done."""
+    if len(texts) > 1 or params.n > 1:
+        results = llm.generate(texts, params, rectify_mode=mode)
+        for number, result in enumerate(results):
+            for output in result.outputs:
+                click.echo(f"[{number}.{output.index}] {output.text}")
+        return results
+    handle = llm.generate_async(texts[0], params, streaming=True, rectify_mode=mode)
+    for result in handle:
+        click.echo(result.outputs[0].text_diff, nl=False)
+        sys.stdout.flush()
+    click.echo()
+    return [handle.result()]
+
+
+def _quietly(
+    llm: LLM, texts: list[str], params: SamplingParams, mode: RectifyMode
+) -> list[RequestOutput]:
+    return llm.generate(texts, params, rectify_mode=mode)
+
+
+def _print_stats(results: list[RequestOutput], seconds: float) -> None:
+    outputs = [output for result in results for output in result.outputs]
+    tokens = sum(len(output.token_ids) for output in outputs)
+    prompt = sum(len(result.prompt_token_ids) for result in results)
+    counts = total(output.stats for output in outputs)
+    _note(
+        f"{prompt} prompt tokens, {tokens} new tokens in {seconds:.2f} s with prefill: "
+        f"{tokens / seconds:.1f} tokens/s"
+    )
+    _note(
+        f"{counts.sparse_steps} sparse steps attended to {counts.attended_share:.1%} of the blocks; "
+        f"{counts.dense_passes} dense passes of {counts.dense_rows} tokens; "
+        f"{counts.read_share:.1%} of the cache reads of dense decoding in all"
+    )
+    if counts.drafts:
+        _note(
+            f"{counts.drafts_accepted} of {counts.drafts} drafts accepted "
+            f"({counts.drafts_accepted / counts.drafts:.1%})"
+        )
+
+
+def _comparison(tokens: list[int], dense: list[int], mode: str) -> str:
+    same = next(
+        (i for i, (a, b) in enumerate(zip(tokens, dense, strict=False)) if a != b),
+        min(len(tokens), len(dense)),
+    )
+    if same == len(tokens) == len(dense):
+        return f"identical to {mode} in all {same} tokens"
+    return f"first difference from {mode} at token {same} of {len(dense)}"
+
+
+def _note(text: str) -> None:
+    click.echo(f"[trt-resa] {text}", err=True)

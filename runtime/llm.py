@@ -1,0 +1,302 @@
+"""``LLM``: load an engine directory and generate."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence as SequenceOf
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, overload
+
+import torch
+from pydantic import ValidationError
+from typing_extensions import Self
+
+from trt_resa.config import KvCacheConfig, RectifyMode, SparseAttentionConfig
+from trt_resa.contract import max_logit_rows
+from trt_resa.engine_dir import EngineConfig, EngineDirectory
+from trt_resa.errors import ConfigError, RequestError
+from trt_resa.runtime.engine_loop import EngineLoop, RequestHandle
+from trt_resa.runtime.executors.base import Limits
+from trt_resa.runtime.executors.torch_executor import TorchExecutor
+from trt_resa.runtime.outputs import RequestOutput
+from trt_resa.runtime.sequence import Sequence
+from trt_resa.runtime.session import Session
+from trt_resa.runtime.tokenizer import TextTokenizer
+from trt_resa.sampling_params import SamplingParams
+from trt_resa.validation import explain, parse, replace
+
+#: A text, or the token ids of one.
+Prompt = str | SequenceOf[int]
+
+
+class LLM:
+    """A model ready to generate.
+
+    ``model``: an engine directory made by ``trt-resa build-engine``. The limits default to those of
+    the engine and can only be lowered. ``sparse_attention_config``: changes to the engine's own, as
+    a SparseAttentionConfig or a mapping of the keys that differ. ``device``: "cpu", "cuda" or
+    "auto". ``dtype`` of the torch executor: float32 on a CPU, the engine's on a GPU, unless given.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        executor: Literal["auto", "torch"] = "auto",
+        kv_cache_config: KvCacheConfig | Mapping[str, Any] | None = None,
+        max_batch_size: int | None = None,
+        max_seq_len: int | None = None,
+        max_num_tokens: int | None = None,
+        sparse_attention_config: SparseAttentionConfig | Mapping[str, Any] | None = None,
+        device: str = "auto",
+        dtype: str | None = None,
+    ) -> None:
+        if executor not in ("auto", "torch"):
+            raise ConfigError(f"executor {executor!r} cannot run here; use 'auto' or 'torch'")
+        engine = EngineDirectory(model)
+        self.sparse_attention_config = _sparse_config(engine.config, sparse_attention_config)
+        self.limits = _limits(engine.config, max_batch_size, max_seq_len, max_num_tokens)
+        if self.sparse_attention_config.rectify_interval > self.limits.max_num_tokens:
+            raise ConfigError(
+                f"rectify_interval {self.sparse_attention_config.rectify_interval} exceeds "
+                f"max_num_tokens {self.limits.max_num_tokens}; lower it"
+            )
+        self.tokenizer = TextTokenizer.load(engine.path)
+        self.model_config = engine.config.pretrained_config
+        place = _device(device)
+        self._executor = TorchExecutor(
+            engine,
+            self.sparse_attention_config,
+            _kv_config(kv_cache_config),
+            self.limits,
+            place,
+            _dtype(dtype, engine.config, place),
+        )
+        self._session = Session(
+            self._executor,
+            self.limits,
+            self.sparse_attention_config.block_size,
+            self.sparse_attention_config.rectify_interval,
+        )
+        self._loop = EngineLoop(self._session)
+        self._ids = itertools.count()
+
+    @overload
+    def generate(
+        self,
+        prompts: str | SequenceOf[int],
+        sampling_params: SamplingParams | None = None,
+        *,
+        rectify_mode: RectifyMode | None = None,
+    ) -> RequestOutput: ...
+    @overload
+    def generate(
+        self,
+        prompts: SequenceOf[str] | SequenceOf[SequenceOf[int]],
+        sampling_params: SamplingParams | SequenceOf[SamplingParams] | None = None,
+        *,
+        rectify_mode: RectifyMode | None = None,
+    ) -> list[RequestOutput]: ...
+    def generate(
+        self,
+        prompts: Prompt | SequenceOf[Prompt],
+        sampling_params: SamplingParams | SequenceOf[SamplingParams] | None = None,
+        *,
+        rectify_mode: RectifyMode | None = None,
+    ) -> RequestOutput | list[RequestOutput]:
+        """Generate for one prompt or several, and wait.
+
+        One prompt (a text, or token ids) gives one output; a list gives a list in the same order.
+        ``rectify_mode`` overrides the configured one for these requests. Raises RequestError before
+        anything runs when any request can never be served.
+        """
+        single = isinstance(prompts, str) or (
+            len(prompts) > 0 and isinstance(prompts[0], int)  # type: ignore[index]
+        )
+        many: list[Any] = [prompts] if single else list(prompts)
+        if isinstance(sampling_params, SequenceOf):
+            params = list(sampling_params)
+        else:
+            params = [sampling_params or SamplingParams()] * len(many)
+        if len(params) != len(many):
+            raise RequestError(
+                f"{len(many)} prompts came with {len(params)} sampling_params; give one for all or "
+                "one for each"
+            )
+        handles = [
+            self._handle(prompt, param, False, rectify_mode)
+            for prompt, param in zip(many, params, strict=True)
+        ]
+        for handle in handles:
+            self._loop.submit(handle)
+        results = [handle.result() for handle in handles]
+        return results[0] if single else results
+
+    def generate_async(
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        *,
+        streaming: bool = False,
+        rectify_mode: RectifyMode | None = None,
+    ) -> RequestHandle:
+        """Start one request and return at once; see RequestHandle for how to follow it."""
+        handle = self._handle(prompt, sampling_params or SamplingParams(), streaming, rectify_mode)
+        self._loop.submit(handle)
+        return handle
+
+    def shutdown(self) -> None:
+        """Finish the requests under way and stop."""
+        self._loop.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.shutdown()
+
+    def _handle(
+        self, prompt: Prompt, params: SamplingParams, streaming: bool, mode: RectifyMode | None
+    ) -> RequestHandle:
+        text = prompt if isinstance(prompt, str) else None
+        ids = self._token_ids(prompt)
+        self._check(ids, params)
+        sparse = self.sparse_attention_config
+        if mode is not None:
+            sparse = replace(sparse, {"rectify_mode": mode}, "rectify_mode")
+        request_id = next(self._ids)
+        backend = None if self.tokenizer is None else self.tokenizer.backend
+        sequences = [
+            Sequence(
+                request_id,
+                index,
+                ids,
+                params,
+                sparse,
+                self.limits.max_seq_len,
+                self.model_config.eos_token_ids,
+                backend,
+            )
+            for index in range(params.n)
+        ]
+        return RequestHandle(request_id, text, ids, sequences, streaming, self._loop.cancel)
+
+    def _token_ids(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return [int(token) for token in prompt]
+        if self.tokenizer is None:
+            raise RequestError(
+                "the engine directory holds no tokenizer; give token ids instead of a text"
+            )
+        return self.tokenizer.encode(prompt)
+
+    def _check(self, ids: list[int], params: SamplingParams) -> None:
+        limits, vocab = self.limits, self.model_config.vocab_size
+        if not ids:
+            raise RequestError("the prompt is empty; give at least one token")
+        outside = [token for token in ids if not 0 <= token < vocab]
+        if outside:
+            raise RequestError(f"token id {outside[0]} is outside the vocabulary 0..{vocab - 1}")
+        longest = min(limits.max_input_len, limits.max_seq_len - 1)
+        if len(ids) > longest:
+            raise RequestError(
+                f"the prompt has {len(ids)} tokens; this engine takes at most {longest} "
+                f"(max_input_len {limits.max_input_len}, max_seq_len {limits.max_seq_len}); shorten "
+                "it or build the engine with larger limits"
+            )
+        needed = self._session.blocks_for(min(len(ids) + params.max_tokens, limits.max_seq_len))
+        if needed > self._session.pool_size:
+            raise RequestError(
+                f"prompt and max_tokens need {needed} blocks of the KV cache, which has "
+                f"{self._session.pool_size}; lower max_tokens or give the cache more memory"
+            )
+        if params.stop and self.tokenizer is None:
+            raise RequestError(
+                "stop strings need a tokenizer, and the engine directory holds none; use "
+                "stop_token_ids"
+            )
+
+
+def _sparse_config(
+    engine: EngineConfig, changes: SparseAttentionConfig | Mapping[str, Any] | None
+) -> SparseAttentionConfig:
+    built = engine.sparse_attention_config
+    if isinstance(changes, SparseAttentionConfig):
+        config = changes
+    else:
+        config = replace(built, changes or {}, "sparse_attention_config")
+    if config.block_size != built.block_size:
+        raise ConfigError(
+            f"block_size {config.block_size} differs from the engine's {built.block_size}, which "
+            "is fixed when it is built"
+        )
+    rows = max_logit_rows(engine.build_config.max_batch_size, built.rectify_interval)
+    if config.rectify_interval > rows:
+        raise ConfigError(
+            f"rectify_interval {config.rectify_interval} exceeds the {rows} logit rows that the "
+            "engine was built for; lower it or build with a larger --rectify_interval"
+        )
+    return config
+
+
+def _limits(
+    engine: EngineConfig,
+    max_batch_size: int | None,
+    max_seq_len: int | None,
+    max_num_tokens: int | None,
+) -> Limits:
+    """The engine's limits, lowered by what was given."""
+    build = engine.build_config
+
+    def lowered(name: str, given: int | None, built: int) -> int:
+        if given is None:
+            return built
+        if not 1 <= given <= built:
+            raise ConfigError(f"{name} {given} must be from 1 to the engine's {built}")
+        return given
+
+    length = build.max_seq_len or engine.pretrained_config.max_position_embeddings
+    seq_len = lowered("max_seq_len", max_seq_len, length)
+    batch = lowered("max_batch_size", max_batch_size, build.max_batch_size)
+    tokens = lowered("max_num_tokens", max_num_tokens, build.max_num_tokens)
+    if batch > tokens:
+        raise ConfigError(f"max_batch_size {batch} exceeds max_num_tokens {tokens}; lower it")
+    return Limits(
+        max_batch_size=batch,
+        max_seq_len=seq_len,
+        max_input_len=min(build.max_input_len or seq_len, seq_len),
+        max_num_tokens=tokens,
+        max_logit_rows=max_logit_rows(
+            build.max_batch_size, engine.sparse_attention_config.rectify_interval
+        ),
+    )
+
+
+def _kv_config(given: KvCacheConfig | Mapping[str, Any] | None) -> KvCacheConfig:
+    if isinstance(given, KvCacheConfig):
+        return given
+    return parse(KvCacheConfig, given or {}, "kv_cache_config")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"device {name!r} is not one of auto, cpu, cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device 'cuda' was asked for and PyTorch sees no GPU; use 'cpu'")
+    return torch.device(name)
+
+
+def _dtype(name: str | None, engine: EngineConfig, device: torch.device) -> torch.dtype:
+    chosen = name or ("float32" if device.type == "cpu" else engine.build_config.dtype)
+    allowed = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if chosen not in allowed:
+        raise ConfigError(f"dtype {chosen!r} is not one of {', '.join(allowed)}")
+    return allowed[chosen]

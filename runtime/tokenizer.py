@@ -1,0 +1,46 @@
+"""The tokenizer of an engine directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from trt_resa.errors import EngineError, RequestError
+
+
+class TextTokenizer:
+    """Text to token ids, chats to text. ``backend`` decodes."""
+
+    def __init__(self, directory: Path, backend: Tokenizer) -> None:
+        self.backend = backend
+        self._directory = directory
+
+    @classmethod
+    def load(cls, directory: Path) -> TextTokenizer | None:
+        """None when the directory holds no tokenizer: token ids only."""
+        file = directory / "tokenizer.json"
+        if not file.is_file():
+            return None
+        try:
+            return cls(directory, Tokenizer.from_file(str(file)))
+        except Exception as error:  # the library raises bare Exception
+            raise EngineError(
+                f"{file} is damaged ({error}); build the engine again with trt-resa build-engine"
+            ) from None
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, with the special tokens that the tokenizer adds by itself."""
+        return self.backend.encode(text).ids
+
+    def chat(self, user_message: str) -> str:
+        """``user_message`` as a chat ready for the model's answer, by the model's own template."""
+        from transformers import AutoTokenizer  # slow to import, and only chats need it
+
+        tokenizer = AutoTokenizer.from_pretrained(self._directory)
+        if not tokenizer.chat_template:
+            raise RequestError("this model has no chat template; leave out --chat")
+        text: str = tokenizer.apply_chat_template(
+            [{"role": "user", "content": user_message}], tokenize=False, add_generation_prompt=True
+        )
+        return text
