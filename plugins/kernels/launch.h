@@ -1,0 +1,43 @@
+// What every launcher shares: checks of host-side parameters and the launch itself.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <initializer_list>
+
+#include "trt_resa/status.h"
+
+namespace trt_resa {
+
+inline bool any_null(std::initializer_list<const void*> pointers) {
+  for (const void* pointer : pointers) {
+    if (pointer == nullptr) return true;
+  }
+  return false;
+}
+
+// Kernels read and write 16 bytes at a time; null passes.
+inline bool any_misaligned(std::initializer_list<const void*> pointers) {
+  for (const void* pointer : pointers) {
+    if (reinterpret_cast<uintptr_t>(pointer) % 16 != 0) return true;
+  }
+  return false;
+}
+
+// Launches a kernel that takes one struct. Returns the status of this launch alone: <<<>>> with
+// cudaGetLastError would also report what another user of the thread left behind. A failure is
+// cleared, so that it is reported once.
+template <typename Params>
+int32_t launch(void (*kernel)(Params), dim3 grid, dim3 block, void* stream, const Params& params) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.stream = static_cast<cudaStream_t>(stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, params);
+  if (error == cudaSuccess) return TRT_RESA_OK;
+  static_cast<void>(cudaGetLastError());
+  return TRT_RESA_CUDA_ERROR + static_cast<int32_t>(error);
+}
+
+}  // namespace trt_resa

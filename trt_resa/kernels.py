@@ -1,0 +1,263 @@
+"""The CUDA kernel library: finding it, loading it, launching from it.
+
+Takes raw device addresses and a raw stream handle, so any framework can call it. Knows nothing of
+tensors, executors or engines. The C side is ``plugins/include/trt_resa``; every struct here mirrors
+one there, and loading refuses a library whose structs have another size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from trt_resa.errors import TrtResaError
+
+LIBRARY_NAME = "libtrt_resa_kernels.so"
+LIBRARY_VARIABLE = "TRT_RESA_KERNEL_LIBRARY"
+BUILD_RECORD_NAME = "kernel_build.json"
+
+_PACKAGE = Path(__file__).resolve().parent
+_CHECKOUT = _PACKAGE.parent
+
+
+class KernelLibraryError(TrtResaError):
+    """The kernel library is missing, damaged, or of another version than this package."""
+
+
+class KernelLaunchError(TrtResaError):
+    """A launch was refused or failed; ``status`` is the code that the library returned."""
+
+    def __init__(self, kernel: str, status: int, reason: str) -> None:
+        super().__init__(f"The kernel {kernel} was not launched: {reason} (status {status}).")
+        self.status = status
+
+
+class Status(enum.IntEnum):
+    """``enum trt_resa_status``. ``CUDA_ERROR`` + n is error n of the CUDA runtime."""
+
+    OK = 0
+    NULL_POINTER = 1
+    MISALIGNED_POINTER = 2
+    BAD_DTYPE = 3
+    BAD_HEAD_DIM = 4
+    BAD_BLOCK_SIZE = 5
+    BAD_HEADS = 6
+    BAD_ROTARY_DIM = 7
+    BAD_EXTENT = 8
+    BAD_EPSILON = 9
+    CUDA_ERROR = 1000
+
+
+class KernelDtype(enum.IntEnum):
+    """``enum trt_resa_dtype``."""
+
+    FLOAT16 = 0
+    BFLOAT16 = 1
+
+
+class KernelParams(ctypes.Structure):
+    """Base of the parameter structs: every field must be given, by name.
+
+    A bare ``ctypes.Structure`` takes an unknown name as a new attribute and a missing one as zero.
+    """
+
+    kernel: ClassVar[str]
+
+    def __init__(self, **values: Any) -> None:
+        wanted = {field[0] for field in self._fields_}
+        if values.keys() != wanted:
+            missing = sorted(wanted - values.keys())
+            unknown = sorted(values.keys() - wanted)
+            raise TypeError(f"{type(self).__name__}: missing {missing}, unknown {unknown}")
+        super().__init__(**values)
+
+
+class KvAppendParams(KernelParams):
+    """``trt_resa_kv_append_params``; shapes and meanings stand in ``trt_resa/kv_append.h``."""
+
+    kernel = "kv_append"
+    _fields_ = [
+        ("qkv", ctypes.c_void_p),
+        ("position_ids", ctypes.c_void_p),
+        ("cu_query_lens", ctypes.c_void_p),
+        ("kv_lens", ctypes.c_void_p),
+        ("block_table", ctypes.c_void_p),
+        ("inv_freq", ctypes.c_void_p),
+        ("q_norm", ctypes.c_void_p),
+        ("k_norm", ctypes.c_void_p),
+        ("q", ctypes.c_void_p),
+        ("kv", ctypes.c_void_p),
+        ("summary", ctypes.c_void_p),
+        ("num_rows", ctypes.c_int32),
+        ("batch_size", ctypes.c_int32),
+        ("max_blocks_per_seq", ctypes.c_int32),
+        ("num_blocks", ctypes.c_int32),
+        ("q_heads", ctypes.c_int32),
+        ("kv_heads", ctypes.c_int32),
+        ("head_dim", ctypes.c_int32),
+        ("block_size", ctypes.c_int32),
+        ("rotary_dim", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("rope_scale", ctypes.c_float),
+        ("norm_eps", ctypes.c_float),
+    ]
+
+
+KERNELS: tuple[type[KernelParams], ...] = (KvAppendParams,)
+
+
+class KernelLibrary:
+    """A loaded kernel library; ``load_library`` is the usual way to one.
+
+    Loading needs no GPU and no driver. A launch enqueues on ``stream`` of the calling thread's
+    current device and does not synchronise.
+
+    Raises:
+        KernelLibraryError: the file does not load, or is not the library of this version.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._library = ctypes.CDLL(str(path))
+            self._declare()
+        except (OSError, AttributeError) as error:
+            raise KernelLibraryError(
+                f"The kernel library {path} cannot be used ({error}); {_how_to_build()}."
+            ) from error
+        for params in KERNELS:
+            size = int(getattr(self._library, f"trt_resa_sizeof_{params.kernel}_params")())
+            if size != ctypes.sizeof(params):
+                raise KernelLibraryError(
+                    f"The kernel library {path} is of another version than this package (the "
+                    f"parameters of {params.kernel} have {size} bytes there and "
+                    f"{ctypes.sizeof(params)} here); {_how_to_build()}."
+                )
+
+    def _declare(self) -> None:
+        library = self._library
+        for name in ("trt_resa_version", "trt_resa_architectures"):
+            getattr(library, name).restype = ctypes.c_char_p
+        library.trt_resa_status_string.argtypes = [ctypes.c_int32]
+        library.trt_resa_status_string.restype = ctypes.c_char_p
+        library.trt_resa_num_blocks.argtypes = [ctypes.c_int64, ctypes.c_int32]
+        library.trt_resa_num_blocks.restype = ctypes.c_int64
+        library.trt_resa_num_selected.argtypes = [ctypes.c_int64, ctypes.c_double, ctypes.c_int64]
+        library.trt_resa_num_selected.restype = ctypes.c_int64
+        for params in KERNELS:
+            getattr(library, f"trt_resa_sizeof_{params.kernel}_params").restype = ctypes.c_size_t
+            launch = getattr(library, f"trt_resa_{params.kernel}")
+            launch.argtypes = [ctypes.POINTER(params), ctypes.c_void_p]
+            launch.restype = ctypes.c_int32
+
+    @functools.cached_property
+    def version(self) -> str:
+        """Version of the package that the library was built from."""
+        return str(self._library.trt_resa_version().decode())
+
+    @functools.cached_property
+    def architectures(self) -> tuple[str, ...]:
+        """Architectures in CMake's notation; one without a suffix carries PTX for later GPUs."""
+        return tuple(self._library.trt_resa_architectures().decode().split())
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Hash of the library's file, in hexadecimal."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    def status_string(self, status: int) -> str:
+        """What a status means and what is allowed."""
+        return str(self._library.trt_resa_status_string(status).decode())
+
+    def num_blocks(self, num_tokens: int, block_size: int) -> int:
+        """The kernels' own block arithmetic; ``trt_resa.blocks`` is its twin."""
+        return int(self._library.trt_resa_num_blocks(num_tokens, block_size))
+
+    def num_selected(self, num_blocks: int, keep_ratio: float, min_blocks: int) -> int:
+        """The kernels' own size of a selection; ``trt_resa.blocks`` is its twin."""
+        return int(self._library.trt_resa_num_selected(num_blocks, keep_ratio, min_blocks))
+
+    def launch(self, params: KernelParams, stream: int = 0) -> None:
+        """Enqueue the kernel that ``params`` belongs to on ``stream`` (a ``cudaStream_t``).
+
+        Raises:
+            KernelLaunchError: the parameters are refused, or CUDA reports an error.
+        """
+        function = getattr(self._library, f"trt_resa_{params.kernel}")
+        status = int(function(ctypes.byref(params), stream))
+        if status != Status.OK:
+            raise KernelLaunchError(params.kernel, status, self.status_string(status))
+
+
+@functools.cache
+def load_library() -> KernelLibrary:
+    """The kernel library of this installation, loaded once.
+
+    ``TRT_RESA_KERNEL_LIBRARY`` names a file to load instead. A checkout prefers the library that
+    was built in its own ``build`` folder to an installed one.
+
+    Raises:
+        KernelLibraryError: there is none, with the reason and what mends it.
+    """
+    return KernelLibrary(find_library())
+
+
+def find_library() -> Path:
+    """Path of the kernel library; see ``load_library``."""
+    named = os.environ.get(LIBRARY_VARIABLE)
+    if named:
+        if not Path(named).is_file():
+            raise KernelLibraryError(
+                f"{LIBRARY_VARIABLE} is {named!r}, which is no file; name a {LIBRARY_NAME} or "
+                "unset it."
+            )
+        return Path(named)
+    for folder in _folders():
+        if (folder / LIBRARY_NAME).is_file():
+            return folder / LIBRARY_NAME
+    raise KernelLibraryError(
+        f"The CUDA kernels are not part of this installation because {_why_missing()}; "
+        f"{_how_to_build()}."
+    )
+
+
+def _is_checkout() -> bool:
+    return (_CHECKOUT / "plugins" / "CMakeLists.txt").is_file()
+
+
+def _folders() -> Iterator[Path]:
+    if _is_checkout():
+        yield _CHECKOUT / "build"
+    yield _PACKAGE / "lib"
+    # An editable install keeps this file in the checkout and the library in site-packages.
+    try:
+        distribution = importlib.metadata.distribution("trt-resa")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    yield Path(str(distribution.locate_file("trt_resa/lib")))
+
+
+def _why_missing() -> str:
+    for folder in _folders():
+        record = folder / BUILD_RECORD_NAME
+        if record.is_file():
+            reason = json.loads(record.read_text(encoding="utf-8"))["reason"]
+            return reason or f"{LIBRARY_NAME} was removed from {folder}"
+    return "this checkout was neither built nor installed"
+
+
+def _how_to_build() -> str:
+    if _is_checkout():
+        return "run 'cmake -S plugins -B build && cmake --build build' in the checkout"
+    return (
+        "reinstall with 'TRT_RESA_CUDA=1 pip install --force-reinstall --no-deps -v' and the "
+        f"package's source, or set {LIBRARY_VARIABLE} to a {LIBRARY_NAME} built elsewhere"
+    )
