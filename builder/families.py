@@ -116,14 +116,13 @@ def describe(checkpoint: Checkpoint, build: BuildConfig) -> Description:
     model = checkpoint.model
     _check_sliding_window(checkpoint, build)
 
-    def int4_form(modules: Sequence[str], k: int, n: int) -> bool | None:
+    def int4_form(modules: Sequence[str], rows: Sequence[int], k: int) -> bool | None:
         if modules[0] in (EMBEDDING, LM_HEAD):
             return None
         forms = [checkpoint.int4_has_offsets(module) for module in modules]
-        if None not in forms:
+        fits = k % INT4_BLOCK == 0 and all(n % 2 == 0 for n in rows)
+        if None not in forms or (build.quantization == "w4a16" and fits):
             return any(forms)
-        if build.quantization == "w4a16" and k % INT4_BLOCK == 0 and n % 2 == 0:
-            return False
         return None
 
     graph = Graph(model, resolve_dtype(checkpoint, build), int4_form)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -126,10 +127,17 @@ def _rope_parameters(
     if kind == "yarn":
         parameters |= {
             "original_max_position_embeddings": rope.get("scaling.original_context_length"),
+            "attention_factor": _attention_factor(rope, factor),
             "beta_fast": rope.get("scaling.yarn_beta_fast"),
             "beta_slow": rope.get("scaling.yarn_beta_slow"),
         }
     return parameters
+
+
+def _attention_factor(rope: Mapping[str, Any], factor: float) -> float | None:
+    """llama.cpp multiplies YaRN's own formula by the stored number; None stands for the formula."""
+    stored = rope.get("scaling.attn_factor", rope.get("scaling.yarn_attn_factor"))
+    return None if stored is None else stored * (0.1 * math.log(factor) + 1.0)
 
 
 def _llama3(theta: float, factors: torch.Tensor, path: Path) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from typing import Any
 from trt_resa.model_config import ModelConfig
 from trt_resa.network import ATTENTION, INT4_BLOCK, Node, Weight
 
-#: Says how the INT4 form of a linear made of these checkpoint modules looks: None when it stays
-#: in the network's dtype, else whether it has offsets.
-Int4Form = Callable[[Sequence[str], int, int], "bool | None"]
+#: Of a linear made of these checkpoint modules, with these rows each and K columns: None when it
+#: stays in the network's dtype, else whether its INT4 form has offsets.
+Int4Form = Callable[[Sequence[str], Sequence[int], int], "bool | None"]
 
 
 class Graph:
@@ -45,7 +45,7 @@ class Graph:
         """x [T, k] @ W.T with W [sum(rows), k]."""
         shapes = [(n, k) for n in rows]
         sources = [f"{module}.weight" for module in modules]
-        offsets = self._int4_form(modules, k, sum(rows))
+        offsets = self._int4_form(modules, rows, k)
         weights: dict[str, Weight] = {}
         if offsets is None:
             weights["weight"] = self._weight(f"{name}.weight", sources, shapes)

@@ -84,14 +84,14 @@ def eos_token_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
         ids = config.get("eos_token_id")
         if isinstance(ids, int):
             return (ids,)
-        if ids:
+        if isinstance(ids, list) and ids:
             return tuple(ids)
     return ()
 
 
 def _family(config: Mapping[str, Any], where: Path) -> Family:
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         experts = any(config.get(key) for key in ("num_local_experts", "num_experts"))
         kind = " (a mixture of experts)" if experts else ""
         raise CheckpointError(
@@ -108,7 +108,8 @@ def _check_numbers(config: Mapping[str, Any], where: Path) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             given = "lacks the key" if value is None else f"has {value!r} for"
             raise CheckpointError(
-                f"checkpoint {where}: config.json {given} {key}, which must be a positive integer"
+                f"checkpoint {where}: its configuration {given} {key}, which must be a positive "
+                "integer"
             )
 
 

@@ -64,8 +64,8 @@ class Int4Reader:
         for name, part in (("scales", scales), ("qzeros", zeros)):
             if tuple(part.shape) != expected or unsigned.shape[0] % INT4_BLOCK:
                 raise CheckpointError(
-                    f"checkpoint {self.path}: {module}.{name} has unpacked shape {list(part.shape)}, "
-                    f"but its qweight of {list(unsigned.shape)} asks for {list(expected)}; groups "
+                    f"checkpoint {self.path}: {module}.{name} unpacks to {list(part.shape)}, but "
+                    f"the qweight of {list(unsigned.shape)} asks for {list(expected)}; groups "
                     f"of {INT4_BLOCK} inputs are supported"
                 )
         offsets = (8 - zeros).float() * scales if (zeros != 8).any() else None
@@ -105,6 +105,8 @@ def int4_reader(config: Mapping[str, Any], path: Path) -> Int4Reader | None:
     quantization = config.get("quantization_config")
     if not quantization:
         return None
+    if not isinstance(quantization, Mapping):
+        raise CheckpointError(f"checkpoint {path}: quantization_config must hold keys and values")
     method = quantization.get("quant_method")
     allowed: tuple[str, ...]
     if method == "awq":

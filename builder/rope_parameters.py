@@ -41,7 +41,7 @@ ROPE_TYPES: Mapping[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 def rope_config(config: Mapping[str, Any], head_dim: int, where: Path) -> RopeConfig:
     """RopeConfig of a config.json. Raises CheckpointError, naming the type or key at fault."""
     parameters = _merged(config, where)
-    rope_type = parameters.get("rope_type") or parameters.get("type") or "default"
+    rope_type = str(parameters.get("rope_type") or parameters.get("type") or "default")
     if rope_type not in ROPE_TYPES:
         raise CheckpointError(
             f"checkpoint {where}: RoPE type {rope_type!r} is not supported; supported are "
@@ -52,7 +52,7 @@ def rope_config(config: Mapping[str, Any], head_dim: int, where: Path) -> RopeCo
     if missing:
         raise CheckpointError(
             f"checkpoint {where}: RoPE type {rope_type} needs the key {missing[0]}, which its "
-            "config.json lacks"
+            "configuration lacks"
         )
     values: dict[str, Any] = {
         "theta": parameters.get("rope_theta") or DEFAULT_THETA,
@@ -64,10 +64,10 @@ def rope_config(config: Mapping[str, Any], head_dim: int, where: Path) -> RopeCo
         longest = config["max_position_embeddings"]
         original = parameters.get("original_max_position_embeddings") or longest
         values["original_max_position_embeddings"] = original
-        if "factor" not in values:
+        if "factor" not in values and isinstance(original, int):
             values["factor"] = longest / original
     try:
-        return parse(RopeConfig, values, f"checkpoint {where}, RoPE of config.json")
+        return parse(RopeConfig, values, f"checkpoint {where}, RoPE parameters")
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
 
@@ -92,8 +92,7 @@ def _merged(config: Mapping[str, Any], where: Path) -> dict[str, Any]:
             isinstance(v, Mapping) for v in section.values()
         ):
             raise CheckpointError(
-                f"checkpoint {where}: {key} of config.json must hold one set of RoPE parameters "
-                "for all layers"
+                f"checkpoint {where}: {key} must hold one set of RoPE parameters for all layers"
             )
         merged.update({name: value for name, value in section.items() if value is not None})
     if config.get("original_max_position_embeddings"):

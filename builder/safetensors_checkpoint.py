@@ -119,7 +119,10 @@ class SafetensorsCheckpoint:
             raise _unreadable(file, error) from None
 
     def sha256(self) -> str:
-        digest = hashlib.sha256((self.path / "config.json").read_bytes())
+        digest = hashlib.sha256()
+        for name in ("config.json", "generation_config.json"):
+            if (self.path / name).is_file():
+                digest.update((self.path / name).read_bytes())
         for file in self._files:
             digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
             with file.open("rb") as opened:
