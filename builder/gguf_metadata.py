@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from trt_resa.builder.rope_parameters import DEFAULT_THETA
 from trt_resa.errors import CheckpointError
 from trt_resa.model_config import RopeConfig
 from trt_resa.rope import inverse_frequencies
@@ -75,7 +77,7 @@ def hf_config(
     for key, name in (REQUIRED | OPTIONAL).items():
         value = metadata.get(f"{arch}.{key}")
         if value is not None:
-            config[name] = value
+            config[name] = _shortest(value) if isinstance(value, float) else value
         elif key in REQUIRED:
             raise CheckpointError(
                 f"checkpoint {path} lacks the metadata {arch}.{key}; download the file again"
@@ -113,14 +115,13 @@ def _rope_parameters(
         if key.startswith(f"{arch}.rope.")
     }
     parameters: dict[str, Any] = {
-        "rope_theta": rope.get("freq_base", 10000.0),
         "partial_rotary_factor": rope.get("dimension_count", config["head_dim"])
         / config["head_dim"],
     }
     factor = rope.get("scaling.factor", rope.get("scale_linear", 0.0))
     kind = rope.get("scaling.type", "linear" if factor else "none")
     if factors is not None:
-        return parameters | _llama3(parameters["rope_theta"], factors, path)
+        return parameters | _llama3(config.get("rope_theta", DEFAULT_THETA), factors, path)
     if kind == "none" or not factor:
         return parameters
     parameters |= {"rope_type": kind, "factor": factor}
@@ -132,6 +133,11 @@ def _rope_parameters(
             "beta_slow": rope.get("scaling.yarn_beta_slow"),
         }
     return parameters
+
+
+def _shortest(value: float) -> float:
+    """The number that was written: the file holds fp32, in which 1e-5 is 9.999999747e-06."""
+    return float(str(np.float32(value)))
 
 
 def _attention_factor(rope: Mapping[str, Any], factor: float) -> float | None:

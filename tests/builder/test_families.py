@@ -1,4 +1,4 @@
-"""Every family's network computes what transformers computes, and is cut and fused as documented."""
+"""Every family's network computes what transformers computes, in the documented order."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def parsed(eos=(), **changes):
 def test_absent_keys_take_the_defaults_of_transformers():
     model = parsed()
     assert (model.num_kv_heads, model.head_dim, model.rms_norm_eps) == (8, 64, 1e-6)
-    assert not (model.tie_word_embeddings or model.qkv_bias or model.mlp_bias or model.qk_norm)
+    assert not any((model.tie_word_embeddings, model.qkv_bias, model.mlp_bias, model.qk_norm))
     assert model.rope.theta == 10000.0
 
 
