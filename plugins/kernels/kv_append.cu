@@ -8,15 +8,14 @@
 //
 // Numerics: everything is computed in fp32 and rounded once, to the stored type; minima and maxima
 // are taken of the rounded keys. The angle is the fp32 product position * inv_freq, as in the code
-// the models were trained with: it is off by up to half a unit in its last place (1/32 rad at
-// position 2^20 and inv_freq 1), the same for every implementation that follows that definition.
-// sincosf reduces the angle exactly and adds at most 2 ulp; __sincosf would be useless here, its
-// error grows with the angle.
+// the models were trained with: just below 2^20 rad its rounding alone is worth up to 1/32 rad, the
+// same for every implementation that follows that definition. sin_cos.h states the error of what
+// follows.
 
 #include "trt_resa/kv_append.h"
 
-#include "blocks.h"
 #include "launch.h"
+#include "sin_cos.h"
 #include "vec.h"
 
 namespace trt_resa {
@@ -119,7 +118,7 @@ struct RopeTable {
       const int frequency = i % frequencies;
       const float position = static_cast<float>(p.position_ids[first_row + row]);
       float sine, cosine;
-      sincosf(__fmul_rn(position, p.inv_freq[frequency]), &sine, &cosine);
+      sin_cos(__fmul_rn(position, p.inv_freq[frequency]), &sine, &cosine);
       const int part = row * 4 + frequency % kVecSize / 4;
       const int at = frequency / kVecSize * 4 + frequency % 4;
       values[part * groups * 4 + at] = cosine * p.rope_scale;
@@ -186,8 +185,9 @@ struct Extrema {
   }
 };
 
+// Two thread blocks per multiprocessor leave 128 registers; a third one would spill.
 template <typename T, int kHeadDim>
-__global__ void __launch_bounds__(kThreads) kv_append_kernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(kThreads, 2) kv_append_kernel(const __grid_constant__ Params p) {
   using L = Layout<kHeadDim>;
   __shared__ RopeTable<kHeadDim> table;
 

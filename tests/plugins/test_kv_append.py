@@ -194,7 +194,12 @@ def test_truncated_sequence_forgets_the_keys_beyond_its_end(gpu_library):
     case = make_case([(30, 30)])
     case.qkv *= 100
     launch(gpu_library, case)
-    case = dataclasses.replace(case, qkv=case.qkv[:2] / 100, q=case.q[:2].clone())
+    case = dataclasses.replace(
+        case,
+        qkv=case.qkv[:2] / 100,
+        q=case.q[:2].clone(),
+        position_ids=torch.tensor([18, 19], dtype=torch.int32, device="cuda"),
+    )
     case.kv_lens[0] = 20
     case.cu_query_lens[1] = 2
     run(gpu_library, case)

@@ -9,10 +9,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trt_resa import kernels
@@ -179,28 +180,33 @@ def test_launch_without_a_device_returns_a_status(library):
     assert int(result.stdout) in {Status.CUDA_ERROR + error for error in (35, 100)}
 
 
+@pytest.fixture(scope="module")
+def blocks() -> ModuleType:
+    """The Python twin of the kernels' block arithmetic."""
+    return pytest.importorskip("trt_resa.blocks", exc_type=ImportError)
+
+
+@settings(deadline=None)
 @given(
     tokens=st.integers(0, 1 << 40),
     block_size=st.integers(1, 1 << 16),
 )
-def test_num_blocks_equals_python(library, tokens, block_size):
-    blocks = pytest.importorskip("trt_resa.blocks", exc_type=ImportError)
+def test_num_blocks_equals_python(library, blocks, tokens, block_size):
     assert library.num_blocks(tokens, block_size) == blocks.num_blocks(tokens, block_size)
 
 
+@settings(deadline=None)
 @given(
     n=st.integers(0, 1 << 32),
     keep_ratio=st.floats(0, 1) | st.sampled_from([0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.7]),
     min_blocks=st.integers(0, 1 << 20),
 )
-def test_num_selected_equals_python(library, n, keep_ratio, min_blocks):
-    blocks = pytest.importorskip("trt_resa.blocks", exc_type=ImportError)
+def test_num_selected_equals_python(library, blocks, n, keep_ratio, min_blocks):
     expected = blocks.num_selected(n, keep_ratio, min_blocks)
     assert library.num_selected(n, keep_ratio, min_blocks) == expected
 
 
-def test_num_selected_equals_python_at_every_small_count(library):
-    blocks = pytest.importorskip("trt_resa.blocks", exc_type=ImportError)
+def test_num_selected_equals_python_at_every_small_count(library, blocks):
     for ratio in (0.05, 0.1, 0.2, 0.3, 0.9, 1.0):
         for n in range(20_000):
             assert library.num_selected(n, ratio, 16) == blocks.num_selected(n, ratio, 16)
