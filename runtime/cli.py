@@ -18,9 +18,13 @@ from trt_resa.runtime.stats import total
 from trt_resa.sampling_params import SamplingParams
 from trt_resa.validation import parse
 
+KV_CACHE_PREFIX = "kv_cache_"
+
 
 @click.command()
-@click.option("--engine_dir", type=click.Path(path_type=Path), required=True, help="engine directory")
+@click.option(
+    "--engine_dir", type=click.Path(path_type=Path), required=True, help="engine directory"
+)
 @click.option("--prompt", "prompts", multiple=True, help="text to continue; may be repeated")
 @click.option(
     "--prompt_file",
@@ -43,7 +47,8 @@ from trt_resa.validation import parse
     type=click.Choice(["dense"]),
     help="generate again without sparse steps and print where the outputs part",
 )
-@options_of(SamplingParams, SparseAttentionConfig, KvCacheConfig)
+@options_of(SamplingParams, SparseAttentionConfig)
+@options_of(KvCacheConfig, prefix=KV_CACHE_PREFIX)
 def generate(
     engine_dir: Path,
     prompts: tuple[str, ...],
@@ -69,7 +74,7 @@ def generate(
         device=device,
         max_batch_size=max_batch_size,
         max_seq_len=max_seq_len,
-        kv_cache_config=given(KvCacheConfig, flags),
+        kv_cache_config=given(KvCacheConfig, flags, KV_CACHE_PREFIX),
         sparse_attention_config=_sparse_changes(config, flags),
     ) as llm:
         if chat:
@@ -142,7 +147,8 @@ def _print_stats(results: list[RequestOutput], seconds: float) -> None:
         f"{tokens / seconds:.1f} tokens/s"
     )
     _note(
-        f"{counts.sparse_steps} sparse steps attended to {counts.attended_share:.1%} of the blocks; "
+        f"{counts.sparse_steps} sparse steps attended to {counts.attended_share:.1%} of the "
+        "blocks; "
         f"{counts.dense_passes} dense passes of {counts.dense_rows} tokens; "
         f"{counts.read_share:.1%} of the cache reads of dense decoding in all"
     )

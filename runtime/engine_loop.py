@@ -42,7 +42,7 @@ class RequestHandle:
         self._cancel(self.request_id)
 
     def result(self, timeout: float | None = None) -> RequestOutput:
-        """The finished output. Raises TimeoutError after ``timeout`` seconds, the request going on."""
+        """The finished output; TimeoutError after ``timeout`` seconds, the request going on."""
         while self._last is None or not self._last.finished:
             self._next(timeout)
         return self._last

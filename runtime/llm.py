@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence as SequenceOf
+from collections.abc import Mapping
+from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, overload
 
 import torch
-from pydantic import ValidationError
 from typing_extensions import Self
 
 from trt_resa.config import KvCacheConfig, RectifyMode, SparseAttentionConfig
@@ -24,7 +24,7 @@ from trt_resa.runtime.sequence import Sequence
 from trt_resa.runtime.session import Session
 from trt_resa.runtime.tokenizer import TextTokenizer
 from trt_resa.sampling_params import SamplingParams
-from trt_resa.validation import explain, parse, replace
+from trt_resa.validation import parse, replace
 
 #: A text, or the token ids of one.
 Prompt = str | SequenceOf[int]
@@ -83,7 +83,7 @@ class LLM:
         self._ids = itertools.count()
 
     @overload
-    def generate(
+    def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too; it comes first
         self,
         prompts: str | SequenceOf[int],
         sampling_params: SamplingParams | None = None,
@@ -111,9 +111,7 @@ class LLM:
         ``rectify_mode`` overrides the configured one for these requests. Raises RequestError before
         anything runs when any request can never be served.
         """
-        single = isinstance(prompts, str) or (
-            len(prompts) > 0 and isinstance(prompts[0], int)  # type: ignore[index]
-        )
+        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         many: list[Any] = [prompts] if single else list(prompts)
         if isinstance(sampling_params, SequenceOf):
             params = list(sampling_params)
@@ -207,8 +205,8 @@ class LLM:
         if len(ids) > longest:
             raise RequestError(
                 f"the prompt has {len(ids)} tokens; this engine takes at most {longest} "
-                f"(max_input_len {limits.max_input_len}, max_seq_len {limits.max_seq_len}); shorten "
-                "it or build the engine with larger limits"
+                f"(max_input_len {limits.max_input_len}, max_seq_len {limits.max_seq_len}); "
+                "shorten it or build the engine with larger limits"
             )
         needed = self._session.blocks_for(min(len(ids) + params.max_tokens, limits.max_seq_len))
         if needed > self._session.pool_size:

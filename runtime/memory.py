@@ -35,8 +35,8 @@ def cache_blocks(
     if count < 1:
         raise RequestError(
             f"no room for a KV cache: a block of {block_size} tokens takes {per_block} bytes over "
-            f"{model.num_layers} layers and {int(usable)} bytes are usable on {device}; free memory "
-            "or raise free_gpu_memory_fraction"
+            f"{model.num_layers} layers and {int(usable)} bytes are usable on {device}; free "
+            "memory or raise free_gpu_memory_fraction"
         )
     return count
 

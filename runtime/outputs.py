@@ -12,8 +12,8 @@ class CompletionOutput:
     """One completion. In a streamed output the ``_diff`` fields hold what is new since the last.
 
     ``finish_reason``: "stop" (end-of-sequence, stop token or stop string), "length", or None while
-    running. ``stop_reason``: the stop string or token id that ended it. ``logprobs``: per token, the
-    log probabilities of the chosen and the likeliest tokens by id. ``stats``: what it cost.
+    running. ``stop_reason``: the stop string or token id that ended it. ``logprobs``: per token,
+    the log probabilities of the chosen and the likeliest tokens by id. ``stats``: what it cost.
     """
 
     index: int

@@ -146,7 +146,8 @@ class Sequence:
 
     def _record_logprobs(self, token: int, logits: torch.Tensor) -> None:
         """Log probabilities of the plain logits, before penalties and temperature."""
-        assert self.output.logprobs is not None and self.output.cumulative_logprob is not None
+        assert self.output.logprobs is not None
+        assert self.output.cumulative_logprob is not None
         log_probabilities = torch.log_softmax(logits, dim=-1)
         likeliest = log_probabilities.topk(self._params.logprobs or 0)
         entry = {token: float(log_probabilities[token])}

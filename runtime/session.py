@@ -94,7 +94,8 @@ class Session:
     def _pack(self, forward: Forward[Sequence]) -> Step:
         ids: list[int] = []
         positions: list[int] = []
-        bounds, kv_lens, tables, logit_rows = [0], [], [], []
+        tables: list[list[int]] = []
+        bounds, kv_lens, logit_rows = [0], list[int](), list[int]()
         for sequence, action in forward.actions:
             assert sequence.cache is not None
             sequence.cache.resize(action.stop)

@@ -40,7 +40,10 @@ class TextTokenizer:
         tokenizer = AutoTokenizer.from_pretrained(self._directory)
         if not tokenizer.chat_template:
             raise RequestError("this model has no chat template; leave out --chat")
-        text: str = tokenizer.apply_chat_template(
-            [{"role": "user", "content": user_message}], tokenize=False, add_generation_prompt=True
+        return str(
+            tokenizer.apply_chat_template(
+                [{"role": "user", "content": user_message}],
+                tokenize=False,
+                add_generation_prompt=True,
+            )
         )
-        return text

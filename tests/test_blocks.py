@@ -16,7 +16,9 @@ def test_blocks_hold_all_tokens_and_none_is_empty(tokens: int, size: int) -> Non
 
 
 @given(
-    st.integers(1, 65536), st.floats(0, 1, exclude_min=True, allow_subnormal=False), st.integers(1, 64)
+    st.integers(1, 65536),
+    st.floats(0, 1, exclude_min=True, allow_subnormal=False),
+    st.integers(1, 64),
 )
 def test_selection_size(blocks: int, ratio: float, least: int) -> None:
     count = num_selected(blocks, ratio, least)

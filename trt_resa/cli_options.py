@@ -25,23 +25,23 @@ F = TypeVar("F", bound=Callable[..., Any])
 SPARSE_SECTION = "sparse_attention_config"
 
 
-def options_of(*classes: type) -> Callable[[F], F]:
+def options_of(*classes: type, prefix: str = "") -> Callable[[F], F]:
     """Decorator that adds one option per field of each dataclass; see ``given`` for the values."""
 
     def decorate(function: F) -> F:
         for cls in reversed(classes):
             hints = typing.get_type_hints(cls, include_extras=True)
             for field in reversed(dataclasses.fields(cls)):
-                function = _option(field, hints[field.name])(function)
+                function = _option(field, hints[field.name], prefix)(function)
         return function
 
     return decorate
 
 
-def given(cls: type, flags: Mapping[str, Any]) -> dict[str, Any]:
+def given(cls: type, flags: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The fields of ``cls`` that were given as flags."""
-    names = {field.name for field in dataclasses.fields(cls)}
-    return {name: v for name, v in flags.items() if name in names and v not in (None, ())}
+    values = {field.name: flags[prefix + field.name] for field in dataclasses.fields(cls)}
+    return {name: value for name, value in values.items() if value not in (None, ())}
 
 
 def read_yaml(path: Path | None) -> dict[str, Any]:
@@ -51,25 +51,29 @@ def read_yaml(path: Path | None) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from None
+        raise ConfigError(
+            f"--config {path} cannot be read: {' '.join(str(error).split())}"
+        ) from None
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ConfigError(f"--config {path} must hold keys and values, not {type(content).__name__}")
+        raise ConfigError(
+            f"--config {path} must hold keys and values, not {type(content).__name__}"
+        )
     section = content.get(SPARSE_SECTION, {})
     if not isinstance(section, dict):
         raise ConfigError(f"--config {path}: {SPARSE_SECTION} must hold keys and values")
     return content
 
 
-def _option(field: dataclasses.Field[Any], hint: Any) -> Callable[[F], F]:
+def _option(field: dataclasses.Field[Any], hint: Any, prefix: str) -> Callable[[F], F]:
     default, info = _default_and_info(field, hint)
     kind = _click_type(hint)
     texts = isinstance(kind, _CommaSeparated) and kind.element is click.STRING
     shown = ",".join(default) if isinstance(default, tuple) else default
     note = "" if shown in (None, "") else f" [default: {shown}]"
     return click.option(
-        f"--{field.name}",
+        f"--{prefix}{field.name}",
         type=click.STRING if texts else kind,
         multiple=texts,
         default=None,
@@ -117,4 +121,10 @@ def _click_type(hint: Any) -> click.ParamType:
         if all(isinstance(value, int) for value in values):
             return click.INT
         return click.Choice(list(values))
-    return {int: click.INT, float: click.FLOAT, bool: click.BOOL, str: click.STRING}[hint]
+    plain: dict[Any, click.ParamType] = {
+        int: click.INT,
+        float: click.FLOAT,
+        bool: click.BOOL,
+        str: click.STRING,
+    }
+    return plain[hint]

@@ -22,7 +22,7 @@ ExecutorName = Literal["tensorrt_rtx", "torch"]
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class SparseAttentionConfig:
-    """Rectified Sparse Attention (arXiv 2506.04108): what a sparse step reads, when it is repaired."""
+    """Rectified Sparse Attention (arXiv 2506.04108): what a sparse step reads, when to repair."""
 
     algorithm: Annotated[Literal["resa"], Field(description="sparse attention algorithm")] = "resa"
     block_size: Annotated[

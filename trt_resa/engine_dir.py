@@ -132,11 +132,8 @@ class EngineDirectory:
 
 def write_description(path: Path, config: EngineConfig, network: Network) -> None:
     """Write config.json and network.json into a directory under construction."""
-    for name, adapter, value in (
-        (CONFIG, TypeAdapter(EngineConfig), config),
-        (NETWORK, TypeAdapter(Network), network),
-    ):
-        (path / name).write_bytes(adapter.dump_json(value, indent=1) + b"\n")
+    for name, value in ((CONFIG, config), (NETWORK, network)):
+        (path / name).write_bytes(TypeAdapter(type(value)).dump_json(value, indent=1) + b"\n")
 
 
 @contextlib.contextmanager

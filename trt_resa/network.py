@@ -21,8 +21,8 @@ to_float32     x                       x in fp32
 =============  ======================  ======================================================
 
 An INT4 linear has the weights ``qweight`` uint8 [K, N / 2] (two's-complement nibbles, the even
-column low), ``scales`` [K / 128, N] and, where the checkpoint has zero points, ``offsets`` [K / 128,
-N] with W.T[k, n] = q[k, n] * scales[k // 128, n] + offsets[k // 128, n].
+column low), ``scales`` [K / 128, N] and, where the checkpoint has zero points, ``offsets``
+[K / 128, N] with W.T[k, n] = q[k, n] * scales[k // 128, n] + offsets[k // 128, n].
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ whatever the dtype of the stored weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import torch
@@ -46,25 +47,29 @@ class TorchExecutor:
         self._program = _compile(engine, device, dtype, self._attention)
         inv_freq, self._attention_factor = inverse_frequencies(self.model.rope)
         self._inv_freq = inv_freq.to(device)
-        self.num_blocks = cache_blocks(self.model, sparse.block_size, limits, kv_cache, device, dtype)
-        model, layers = self.model, range(self.model.num_layers)
-        block = (model.num_kv_heads, sparse.block_size, model.head_dim)
-        bounds = (model.num_kv_heads, 2, model.head_dim)
-        options = {"dtype": dtype, "device": device}
-        self.kv = [torch.zeros(self.num_blocks, 2, *block, **options) for _ in layers]
-        self.summary = [torch.zeros(self.num_blocks, *bounds, **options) for _ in layers]
+        model, size = self.model, sparse.block_size
+        self.num_blocks = cache_blocks(model, size, limits, kv_cache, device, dtype)
+
+        def per_layer(*block: int) -> list[torch.Tensor]:
+            shape = (self.num_blocks, *block)
+            return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(model.num_layers)]
+
+        self.kv = per_layer(2, model.num_kv_heads, size, model.head_dim)
+        self.summary = per_layer(model.num_kv_heads, 2, model.head_dim)
 
     @torch.inference_mode()
     def forward(self, step: Step) -> torch.Tensor:
         """Float32 logits [R, vocab] on the host."""
-        attend = _StepState(self, step)
-        values = {
-            contract.INPUT_IDS: attend.tensor(step.input_ids),
-            contract.LOGIT_ROWS: attend.tensor(step.logit_rows),
+        state = _StepState(self, step)
+        values: dict[str, Any] = {
+            contract.INPUT_IDS: state.tensor(step.input_ids),
+            contract.LOGIT_ROWS: state.tensor(step.logit_rows),
         }
         for node, run in self._program:
             arguments = [values[name] for name in node.inputs]
-            values[node.output] = run(attend, *arguments) if node.op == ATTENTION else run(*arguments)
+            if node.op == ATTENTION:
+                arguments.insert(0, state)
+            values[node.output] = run(*arguments)
         return values[contract.LOGITS].cpu()
 
     def _attention(self, node: Node, weights: Weights) -> Operator:
@@ -145,10 +150,13 @@ def _compile(
     def read(file: str, nodes: tuple[Node, ...]) -> Iterator[tuple[Node, Weights]]:
         with _open(engine.path / file) as stored:
             for node in nodes:
-                yield node, {
-                    role: _to(stored.get_tensor(weight.name), device, dtype)
-                    for role, weight in node.weights.items()
-                }
+                yield (
+                    node,
+                    {
+                        role: _to(stored.get_tensor(weight.name), device, dtype)
+                        for role, weight in node.weights.items()
+                    },
+                )
 
     compiled: dict[str, Operator] = {}
     for index, segment in enumerate(engine.network.segments()):

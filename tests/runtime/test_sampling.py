@@ -95,4 +95,7 @@ def test_sampled_verification_is_distributed_as_dense_sampling(changes: dict[str
     assert counts[~kept].sum() == 0
     assert 0 < accepted_drafts < seeds
     scale = counts.sum() / expected.sum()
-    assert chisquare(counts[kept].double(), (expected[kept] * scale).double(), sum_check=False).pvalue > 0.01
+    assert (
+        chisquare(counts[kept].double(), (expected[kept] * scale).double(), sum_check=False).pvalue
+        > 0.01
+    )

@@ -9,8 +9,11 @@ from trt_resa.contract import Phase
 from trt_resa.runtime.schedule import Action, ForwardLimits, Rows, Window, next_forward
 
 
-def trace(mode: str, interval: int, steps: int, prompt: int = 5, accepted: int | None = None) -> str:
+def trace(
+    mode: str, interval: int, steps: int, prompt: int = 5, accepted: int | None = None
+) -> str:
     """Actions after the prefill: s3 = sparse step on token 3; d3:6 = dense pass, + last, * all."""
+    prompt = 5
     window = Window(mode, interval, prompt, prompt)  # type: ignore[arg-type]
     prefill = window.next_action()
     assert prefill == Action(Phase.DENSE, 0, prompt, Rows.LAST, prefill=True)
@@ -88,9 +91,7 @@ MODES = st.sampled_from(["dense", "none", "fused", "separate", "verify"])
 
 
 @given(
-    st.lists(
-        st.tuples(MODES, st.integers(1, 8), st.integers(1, 40)), min_size=1, max_size=6
-    ),
+    st.lists(st.tuples(MODES, st.integers(1, 8), st.integers(1, 40)), min_size=1, max_size=6),
     st.integers(8, 32),
     st.randoms(),
 )
