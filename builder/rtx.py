@@ -111,7 +111,7 @@ def _config(
     )
     config.num_compute_capabilities = len(options.compute_capabilities)
     for index, capability in enumerate(options.compute_capabilities):
-        target = getattr(trt.ComputeCapability, f"SM{capability}", None)
+        target = getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}", None)
         if target is None or not config.set_compute_capability(target, index):
             raise EngineError(
                 f"TensorRT-RTX {trt.__version__} cannot target compute capability {capability}; "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from trt_resa.errors import EngineError
 
@@ -19,7 +20,7 @@ except (ImportError, OSError) as error:
         "'tensorrt-rtx-cu13>=1.4,<1.8', or build with --executors torch and run without it"
     ) from None
 
-__all__ = ["FLAVOUR", "LOG", "VERSION", "check_engine_file", "trt"]
+__all__ = ["FLAVOUR", "LOG", "VERSION", "check_engine_file", "load_engine", "trt"]
 
 FLAVOUR = "tensorrt_rtx"
 VERSION: str = trt.__version__
@@ -81,3 +82,16 @@ def check_engine_file(path: Path) -> None:
         raise EngineError(
             f"{path} is not a TensorRT-RTX engine; build it again with trt-resa build-engine"
         )
+
+
+def load_engine(path: Path) -> Any:
+    """The deserialised engine (``trt.ICudaEngine``) of a file, on the current GPU.
+
+    Raises EngineError with TensorRT's own words where it cannot be loaded, as without a GPU.
+    """
+    LOG.take_errors()
+    engine = trt.Runtime(LOG).deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        reason = LOG.take_errors() or "it gave no reason"
+        raise EngineError(f"TensorRT-RTX {VERSION} could not load {path.name}: {reason}")
+    return engine

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from trt_resa.contract import INPUT_IDS, LOGIT_ROWS
 from trt_resa.model_config import ModelConfig
-from trt_resa.network import Network, Node, Weight
+from trt_resa.network import Network, Node
 
 #: Bytes of one element of each type that a stored weight or a value can have.
 ELEMENT_BYTES = {"uint8": 1, "int32": 4, "float16": 2, "bfloat16": 2, "float32": 4}
@@ -58,9 +58,9 @@ def linear_size(node: Node) -> tuple[int, int]:
     return k, n
 
 
-def weight_bytes(weight: Weight) -> int:
-    """Bytes of a stored tensor."""
-    return math.prod(weight.shape) * ELEMENT_BYTES[weight.dtype]
+def node_weight_bytes(node: Node) -> int:
+    """Bytes of a node's stored weights."""
+    return sum(math.prod(w.shape) * ELEMENT_BYTES[w.dtype] for w in node.weights.values())
 
 
 def _columns(node: Node, first: ValueSpec, model: ModelConfig) -> int | None:

@@ -30,7 +30,7 @@ OPTIONS = rtx.RtxOptions(
     max_batch_size=4,
     max_num_tokens=128,
     rectify_interval=32,
-    compute_capabilities=("80", "86", "89", "120"),
+    compute_capabilities=("8.0", "8.6", "8.9", "12.0"),
 )
 #: (family, dtype, INT4 form); the bound on the relative error is that of the dtype.
 CASES = [(family, "float16", None) for family in FAMILIES] + [
@@ -110,7 +110,7 @@ def test_a_damaged_engine_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_signal_during_a_build_is_raised_after_it() -> None:
-    with pytest.raises(KeyboardInterrupt), rtx._signals_deferred() as pending:
+    with pytest.raises(KeyboardInterrupt), rtx._signals_deferred() as pending:  # noqa: PT012
         os.kill(os.getpid(), signal.SIGINT)
         assert pending == [signal.SIGINT]
         assert not rtx._Monitor(pending).step_complete("phase", 0)
