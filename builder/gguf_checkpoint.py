@@ -7,7 +7,6 @@ pair are neighbours; Hugging Face keeps the halves apart. Reading undoes that.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +141,6 @@ def _read_header(path: Path) -> tuple[Mapping[str, Any], dict[str, _Entry], int]
 
     The library reads a damaged file as far as it can and then raises what its parser stumbles on.
     """
-    logging.getLogger("gguf.gguf_reader").setLevel(logging.ERROR)
     try:
         reader = gguf.GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
