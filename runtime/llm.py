@@ -64,14 +64,14 @@ class LLM:
             )
         self.tokenizer = TextTokenizer.load(engine.path)
         self.model_config = engine.config.pretrained_config
-        place = _device(device)
+        self.device = _device(device)
         self._executor = TorchExecutor(
             engine,
             self.sparse_attention_config,
             _kv_config(kv_cache_config),
             self.limits,
-            place,
-            _dtype(dtype, engine.config, place),
+            self.device,
+            _dtype(dtype, engine.config, self.device),
         )
         self._session = Session(
             self._executor,

@@ -1,0 +1,44 @@
+# Everything runs in a virtual environment of its own; `make demo` and `make test` need only Python,
+# a C++ compiler and make.
+PYTHON ?= python3
+VENV ?= .venv
+ENGINE ?= build/demo/engine
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-gpu lint format bench clean
+
+demo: $(INSTALLED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" ENGINE="$(ENGINE)" bash scripts/demo.sh
+
+test: lint
+	$(BIN)/python -m pytest
+
+# Needs an NVIDIA GPU; fails, not skips, where the kernel library was not built.
+test-gpu: $(INSTALLED)
+	TRT_RESA_CUDA=1 $(BIN)/python -m pytest -m gpu
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	git ls-files 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'plugins/*.cpp' 'tests/*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/typecheck.sh
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	git ls-files 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'plugins/*.cpp' 'tests/*.cpp' | xargs $(BIN)/clang-format -i
+
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/bench_torch_executor.py
+
+# Reinstalled when the package's metadata, pins or CUDA sources change; Python sources are read from
+# the checkout.
+$(INSTALLED): pyproject.toml constraints.txt $(shell find plugins -type f)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev,demo]'
+	touch $@
+
+clean:
+	rm -rf build $(VENV)
