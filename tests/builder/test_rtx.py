@@ -161,7 +161,7 @@ def gpu_inputs(segment, specs, rows: int, logit_rows: int, seed: int) -> dict[st
 @pytest.mark.gpu
 @pytest.mark.parametrize(("family", "dtype", "int4"), CASES)
 def test_engines_compute_what_their_nodes_say(
-    family: str, dtype: str, int4: str | None, tmp_path: Path, record_property
+    family: str, dtype: str, int4: str | None, tmp_path: Path
 ) -> None:
     worst = 0.0
     for segment, weights, specs, file in build_all(family, dtype, int4, tmp_path):
@@ -183,7 +183,7 @@ def test_engines_compute_what_their_nodes_say(
                     error = relative_error(outputs[name].cpu(), reference)
                     assert error < ERROR_BOUND[dtype], (file.name, name, profile, rows)
                     worst = max(worst, error)
-    record_property("worst_relative_error", f"{worst:.2e}")
+    print(f"{family} {dtype} INT4 {int4}: worst relative error {worst:.2e}")
 
 
 @pytest.mark.gpu
