@@ -20,11 +20,11 @@ extern "C" {
 typedef struct trt_resa_kv_append_params {
   /* inputs */
   const void* qkv;              /* model [T, q_heads + 2 * kv_heads, D]: q, then k, then v heads */
-  const int32_t* position_ids;  /* [T] RoPE position, 0 .. 2^21; may be null where rotary_dim is 0 */
+  const int32_t* position_ids;  /* [T] RoPE position up to 2^21; null allowed if rotary_dim is 0 */
   const int32_t* cu_query_lens; /* [B + 1] */
   const int32_t* kv_lens;       /* [B] tokens in the cache after this call */
   const int32_t* block_table;   /* [B, max_blocks_per_seq], -1 unused */
-  const float* inv_freq;        /* [rotary_dim / 2], each at most 1; may be null where rotary_dim is 0 */
+  const float* inv_freq;        /* [rotary_dim / 2], at most 1; null allowed if rotary_dim is 0 */
   const void* q_norm;           /* model [D] weight of the RMS norm of each q head, or null: none */
   const void* k_norm;           /* model [D], the same for k heads */
   /* outputs */
