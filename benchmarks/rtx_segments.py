@@ -22,7 +22,7 @@ from tests.builder.networks import TORCH_TYPES, network_of, random_weights, tiny
 from trt_resa.builder.rtx import RtxOptions, build_segment
 from trt_resa.model_config import RopeConfig
 from trt_resa.network import Segment
-from trt_resa.rtx import VERSION, load_engine, trt
+from trt_resa.rtx import VERSION, create_context, load_engine, trt
 from trt_resa.tables import segment_bytes
 from trt_resa.values import value_specs
 
@@ -79,13 +79,7 @@ def read_gb_per_s() -> float:
 def engine_us(
     engine: trt.ICudaEngine, segment: Segment, dtype: str, profile: int, rows: int
 ) -> float:
-    # The default compiles a shape's kernels in the background and runs slower ones until then; a
-    # graph would keep those for good.
-    config = engine.create_runtime_config()
-    config.dynamic_shapes_kernel_specialization_strategy = (
-        trt.DynamicShapesKernelSpecializationStrategy.EAGER
-    )
-    context = engine.create_execution_context(config)
+    context = create_context(engine)
     context.set_optimization_profile_async(profile, torch.cuda.current_stream().cuda_stream)
     specs = value_specs(network_of(MODEL, dtype), MODEL, dtype)
     alive = []

@@ -13,7 +13,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from trt_resa.builder.plan import Plan, check_options, plan
+from trt_resa.builder.plan import Plan, plan
 from trt_resa.builder.weights import WeightLoader
 from trt_resa.config import BuildConfig, SparseAttentionConfig
 from trt_resa.engine_dir import (
@@ -69,9 +69,6 @@ def build(
     ConfigError, CheckpointError or EngineError.
     """
     check_output_dir(Path(output_dir).absolute(), overwrite)
-    check_options(build, sparse)
-    if "tensorrt_rtx" in build.executors:
-        import trt_resa.rtx  # noqa: F401  # so that a missing library is said at once
     return build_plan(
         plan(checkpoint_dir, build, sparse),
         output_dir,

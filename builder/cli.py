@@ -24,7 +24,7 @@ from trt_resa.builder.build import (
     BuiltSegment,
     build_plan,
 )
-from trt_resa.builder.plan import Plan, check_options, plan
+from trt_resa.builder.plan import check_options, plan
 from trt_resa.cli_options import SPARSE_SECTION, given, options_of, read_yaml
 from trt_resa.config import BuildConfig, SparseAttentionConfig
 from trt_resa.engine_dir import check_output_dir
@@ -140,7 +140,7 @@ def build_engine(
         _logger.warning("--timing_cache is ignored: TensorRT-RTX has no timing cache")
     start = time.perf_counter()
     with _terminated_as_exit(), _progress_bar() as progress:
-        planned = _plan(checkpoint_dir, build, sparse)
+        planned = plan(checkpoint_dir, build, sparse)
         engine = build_plan(
             planned,
             output_dir,
@@ -180,12 +180,6 @@ def _configurations(
         SparseAttentionConfig, {**sparse_section, **given(SparseAttentionConfig, flags)}, origin
     )
     return build, sparse
-
-
-def _plan(checkpoint_dir: Path, build: BuildConfig, sparse: SparseAttentionConfig) -> Plan:
-    if "tensorrt_rtx" in build.executors:
-        import trt_resa.rtx  # noqa: F401  # so that a missing library is said at once
-    return plan(checkpoint_dir, build, sparse)
 
 
 @contextlib.contextmanager

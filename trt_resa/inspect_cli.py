@@ -80,7 +80,7 @@ def engine_layers(engine: EngineDirectory) -> list[list[dict[str, Any]]]:
             loaded = load_engine(engine.path / segment_engine(index))
         except EngineError as error:
             raise EngineError(
-                f"{error}; listing layers takes an NVIDIA GPU that the engines were built for, with "
+                f"{error}; listing layers takes an NVIDIA GPU that the engines were built for, and "
                 "its driver; leave out --layers elsewhere"
             ) from None
         text = loaded.create_engine_inspector().get_engine_information(

@@ -20,7 +20,7 @@ except (ImportError, OSError) as error:
         "'tensorrt-rtx-cu13>=1.4,<1.8', or build with --executors torch and run without it"
     ) from None
 
-__all__ = ["FLAVOUR", "LOG", "VERSION", "check_engine_file", "load_engine", "trt"]
+__all__ = ["FLAVOUR", "LOG", "VERSION", "check_engine_file", "create_context", "load_engine", "trt"]
 
 FLAVOUR = "tensorrt_rtx"
 VERSION: str = trt.__version__
@@ -95,3 +95,16 @@ def load_engine(path: Path) -> Any:
         reason = LOG.take_errors() or "it gave no reason"
         raise EngineError(f"TensorRT-RTX {VERSION} could not load {path.name}: {reason}")
     return engine
+
+
+def create_context(engine: Any) -> Any:
+    """An execution context (``trt.IExecutionContext``) that compiles a shape's kernels at once.
+
+    TensorRT's default compiles them in the background and runs slower ones until then; a CUDA graph
+    captured meanwhile would keep the slower ones for good.
+    """
+    config = engine.create_runtime_config()
+    config.dynamic_shapes_kernel_specialization_strategy = (
+        trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    )
+    return engine.create_execution_context(config)

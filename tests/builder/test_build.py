@@ -182,6 +182,7 @@ print(libraries, peak(), segment, planned.checkpoint.largest_shard_bytes(), plan
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     """The bound of ``build``, and a narrower one that holding the whole model would break."""
     source = large_checkpoint(tmp_path / "checkpoint", layers=16)

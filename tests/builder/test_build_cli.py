@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,21 @@ def test_a_flag_that_cannot_be_parsed(flag: str, capsys: pytest.CaptureFixture[s
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
     assert flag.split("=")[0] in errors.splitlines()[-1]
+
+
+def test_without_tensorrt_the_way_out_is_said(
+    checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    for name in ("trt_resa.rtx", "trt_resa.builder.rtx", "trt_resa.builder.rtx_layers"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    line = refusal(capsys, "--checkpoint_dir", checkpoint, "--output_dir", tmp_path / "engine")
+    assert "pip install 'tensorrt-rtx-cu13" in line
+    assert "--executors torch" in line
+    run("--checkpoint_dir", checkpoint, "--output_dir", tmp_path / "engine", "--executors", "torch")
 
 
 def test_a_dry_run_writes_nothing(

@@ -24,7 +24,7 @@ from trt_resa.values import value_specs
 pytest.importorskip("tensorrt_rtx")
 from trt_resa.builder import rtx
 from trt_resa.builder.rtx_layers import TYPES
-from trt_resa.rtx import LOG, check_engine_file, trt
+from trt_resa.rtx import check_engine_file, create_context, load_engine, trt
 
 OPTIONS = rtx.RtxOptions(
     max_batch_size=4,
@@ -126,9 +126,8 @@ class GpuEngine:
     """A deserialised engine that runs on torch's CUDA tensors."""
 
     def __init__(self, file: Path) -> None:
-        self.engine = trt.Runtime(LOG).deserialize_cuda_engine(file.read_bytes())
-        assert self.engine is not None
-        self.context = self.engine.create_execution_context()
+        self.engine = load_engine(file)
+        self.context = create_context(self.engine)
 
     def run(
         self, profile: int, inputs: dict[str, torch.Tensor], outputs: dict[str, torch.Tensor]
