@@ -52,7 +52,7 @@ def smol_engine(smol_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
         tmp_path_factory.mktemp("smol") / "engine",
         keep_ratio=0.1,
         min_blocks=4,
-        rectify_interval=16,
+        rectify_interval=8,
     )
 
 

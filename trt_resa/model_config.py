@@ -29,7 +29,7 @@ class RopeConfig:
     """
 
     theta: Annotated[float, Field(gt=0)]
-    rotary_dim: Annotated[int, Field(ge=2, multiple_of=2)]
+    rotary_dim: Annotated[int, Field(ge=16, multiple_of=16)]
     scaling: Literal["none", "linear", "llama3", "yarn"] = "none"
     factor: Annotated[float, Field(ge=1)] = 1.0
     original_max_position_embeddings: Annotated[int, Field(ge=1)] | None = None
@@ -45,9 +45,7 @@ class RopeConfig:
     @model_validator(mode="after")
     def _original_length_known(self) -> Self:
         if self.scaling in ("llama3", "yarn") and self.original_max_position_embeddings is None:
-            raise ValueError(
-                f"RoPE scaling {self.scaling} needs original_max_position_embeddings"
-            )
+            raise ValueError(f"RoPE scaling {self.scaling} needs original_max_position_embeddings")
         return self
 
 
@@ -59,7 +57,7 @@ class ModelConfig:
     vocab_size: Annotated[int, Field(ge=1)]
     hidden_size: Annotated[int, Field(ge=1)]
     intermediate_size: Annotated[int, Field(ge=1)]
-    num_layers: Annotated[int, Field(ge=1)]
+    num_layers: Annotated[int, Field(ge=1, le=1024)]
     num_heads: Annotated[int, Field(ge=1)]
     num_kv_heads: Annotated[int, Field(ge=1)]
     head_dim: Annotated[int, Field(ge=1)]
@@ -89,9 +87,7 @@ class ModelConfig:
                 f"{self.group} query heads per KV head are not supported; at most {MAX_GROUP} are"
             )
         if self.rope.rotary_dim > self.head_dim:
-            raise ValueError(
-                f"rotary_dim {self.rope.rotary_dim} exceeds head_dim {self.head_dim}"
-            )
+            raise ValueError(f"rotary_dim {self.rope.rotary_dim} exceeds head_dim {self.head_dim}")
         return self
 
     @property

@@ -15,10 +15,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 def cos_sin(
     positions: torch.Tensor, inv_freq: torch.Tensor, attention_factor: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """fp32 [T, 1, rotary_dim / 2] each; angles taken in double, since positions reach 2^20."""
-    angles = positions.double()[:, None] * inv_freq.double()[None, :]
-    cos = (angles.cos() * attention_factor).float()
-    sin = (angles.sin() * attention_factor).float()
+    """fp32 [T, 1, rotary_dim / 2] each, of fp32 angles position * inv_freq as in Hugging Face."""
+    angles = positions.float()[:, None] * inv_freq[None, :]
+    cos, sin = angles.cos() * attention_factor, angles.sin() * attention_factor
     return cos[:, None, :], sin[:, None, :]
 
 
