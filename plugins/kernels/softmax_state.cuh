@@ -1,0 +1,98 @@
+// The state of an online softmax in base 2, and the merge of results over parts of the keys.
+//
+// Scores enter as s = (q . k) * log2(e) / sqrt(head_dim), so that exp2f is the only exponential.
+// After some keys a query row has
+//   max = the largest s,   sum = sum of 2^(s - max),   accumulator[d] = sum of 2^(s - max) * v[d],
+// all in fp32, and its result is accumulator / sum.
+//
+// The empty state (no key yet, or every key masked: s = -inf) has max = -inf, sum = 0 and
+// accumulator = 0. It is neutral: merging it changes no bit of the other state, two empty states
+// merge to the empty state, and its result is 0. A NaN score reaches the result through the sum.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace trt_resa {
+
+constexpr float kLog2E = 1.4426950408889634f;
+constexpr float kNoScore = -__builtin_huge_valf();  // the score of a masked key
+
+struct alignas(8) SoftmaxState {
+  float max = kNoScore;
+  float sum = 0.0f;
+};
+
+// What is subtracted from scores before exp2f: the maximum, or 0 where there is none yet, since
+// -inf - -inf would be NaN. Masked keys then weigh 2^-inf = 0.
+__device__ __forceinline__ float softmax_base(float max) {
+  return max == kNoScore ? 0.0f : max;
+}
+
+// Factor of a state's sum and accumulator when its maximum rises from `from` to `to`.
+__device__ __forceinline__ float softmax_rescale(float from, float to) {
+  return exp2f(from - softmax_base(to));
+}
+
+struct SoftmaxMerge {
+  SoftmaxState state;
+  float scale_a;  // factors of the two accumulators, to be added afterwards
+  float scale_b;
+};
+
+__device__ __forceinline__ SoftmaxMerge softmax_merge(const SoftmaxState& a,
+                                                      const SoftmaxState& b) {
+  SoftmaxMerge out;
+  out.state.max = fmaxf(a.max, b.max);
+  out.scale_a = softmax_rescale(a.max, out.state.max);
+  out.scale_b = softmax_rescale(b.max, out.state.max);
+  out.state.sum = a.sum * out.scale_a + b.sum * out.scale_b;
+  return out;
+}
+
+// Factor that turns an accumulator into the result.
+__device__ __forceinline__ float softmax_inverse(const SoftmaxState& state) {
+  return state.sum == 0.0f ? 0.0f : 1.0f / state.sum;
+}
+
+// Results over parts of the keys, one slot per part, not normalised. `rows` query rows per slot.
+struct SoftmaxPartials {
+  SoftmaxState* states;  // [slots, rows]
+  float* accumulators;   // [slots, rows, head_dim]
+};
+
+// Merges the slots first, first + step, ... below `end` of one row, in this order, into `state` and
+// the four columns from `column` on. Loads run kBatch slots ahead of the merges.
+template <int kHeadDim>
+__device__ void merge_partials(const SoftmaxPartials& partials, int rows, int row, int first,
+                               int end, int step, int column, SoftmaxState& state,
+                               float (&accumulator)[4]) {
+  constexpr int kBatch = 8;
+  for (int base = first; base < end; base += kBatch * step) {
+    SoftmaxState states[kBatch];
+    float4 columns[kBatch];
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      columns[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+      const int slot = base + i * step;
+      if (slot < end) {
+        const int64_t at = static_cast<int64_t>(slot) * rows + row;
+        states[i] = partials.states[at];
+        columns[i] =
+            *reinterpret_cast<const float4*>(partials.accumulators + at * kHeadDim + column);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      const SoftmaxMerge merged = softmax_merge(state, states[i]);
+      state = merged.state;
+      const float other[4] = {columns[i].x, columns[i].y, columns[i].z, columns[i].w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        accumulator[j] = accumulator[j] * merged.scale_a + other[j] * merged.scale_b;
+      }
+    }
+  }
+}
+
+}  // namespace trt_resa
