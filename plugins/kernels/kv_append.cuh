@@ -44,7 +44,7 @@ struct TouchedBlock {
 };
 
 // The pool block of a touched block, or -1 where the table has none.
-__device__ int64_t find_pool_block(const Params& p, const TouchedBlock& block) {
+__device__ inline int64_t find_pool_block(const Params& p, const TouchedBlock& block) {
   if (block.index >= p.max_blocks_per_seq) return -1;
   const int64_t entry = static_cast<int64_t>(block.seq) * p.max_blocks_per_seq + block.index;
   const int id = p.block_table[entry];
