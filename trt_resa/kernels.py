@@ -53,6 +53,7 @@ class Status(enum.IntEnum):
     BAD_ROTARY_DIM = 7
     BAD_EXTENT = 8
     BAD_EPSILON = 9
+    BAD_SCALE = 10
     CUDA_ERROR = 1000
 
 
@@ -70,6 +71,7 @@ class KernelParams(ctypes.Structure):
     """
 
     kernel: ClassVar[str]
+    needs_workspace: ClassVar[bool] = False
 
     def __init__(self, **values: Any) -> None:
         wanted = {field[0] for field in self._fields_}
@@ -111,7 +113,58 @@ class KvAppendParams(KernelParams):
     ]
 
 
-KERNELS: tuple[type[KernelParams], ...] = (KvAppendParams,)
+class DenseAttentionParams(KernelParams):
+    """``trt_resa_dense_attention_params``; shapes stand in ``trt_resa/dense_attention.h``."""
+
+    kernel = "dense_attention"
+    needs_workspace = True
+    _fields_ = [
+        ("q", ctypes.c_void_p),
+        ("cu_query_lens", ctypes.c_void_p),
+        ("kv_lens", ctypes.c_void_p),
+        ("block_table", ctypes.c_void_p),
+        ("kv", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("num_rows", ctypes.c_int32),
+        ("batch_size", ctypes.c_int32),
+        ("max_blocks_per_seq", ctypes.c_int32),
+        ("num_blocks", ctypes.c_int32),
+        ("q_heads", ctypes.c_int32),
+        ("kv_heads", ctypes.c_int32),
+        ("head_dim", ctypes.c_int32),
+        ("block_size", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("softmax_scale", ctypes.c_float),
+    ]
+
+
+class RecomputeSummariesParams(KernelParams):
+    """``trt_resa_recompute_summaries_params``; see ``trt_resa/recompute_summaries.h``."""
+
+    kernel = "recompute_summaries"
+    _fields_ = [
+        ("first_blocks", ctypes.c_void_p),
+        ("end_blocks", ctypes.c_void_p),
+        ("kv_lens", ctypes.c_void_p),
+        ("block_table", ctypes.c_void_p),
+        ("kv", ctypes.c_void_p),
+        ("summary", ctypes.c_void_p),
+        ("batch_size", ctypes.c_int32),
+        ("max_blocks_per_seq", ctypes.c_int32),
+        ("num_blocks", ctypes.c_int32),
+        ("kv_heads", ctypes.c_int32),
+        ("head_dim", ctypes.c_int32),
+        ("block_size", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+    ]
+
+
+KERNELS: tuple[type[KernelParams], ...] = (
+    KvAppendParams,
+    DenseAttentionParams,
+    RecomputeSummariesParams,
+)
 
 
 class KernelLibrary:
@@ -157,6 +210,10 @@ class KernelLibrary:
             launch = getattr(library, f"trt_resa_{params.kernel}")
             launch.argtypes = [ctypes.POINTER(params), ctypes.c_void_p]
             launch.restype = ctypes.c_int32
+            if params.needs_workspace:
+                workspace = getattr(library, f"trt_resa_{params.kernel}_workspace")
+                workspace.argtypes = [ctypes.POINTER(params), ctypes.POINTER(ctypes.c_size_t)]
+                workspace.restype = ctypes.c_int32
 
     @functools.cached_property
     def version(self) -> str:
@@ -185,6 +242,17 @@ class KernelLibrary:
         """The kernels' own size of a selection; ``trt_resa.blocks`` is its twin."""
         return int(self._library.trt_resa_num_selected(num_blocks, keep_ratio, min_blocks))
 
+    def workspace_bytes(self, params: KernelParams) -> int:
+        """Bytes of workspace that a launch needs on the current device; looks at no pointer.
+
+        Raises:
+            KernelLaunchError: the extents are refused, or CUDA reports an error.
+        """
+        size = ctypes.c_size_t()
+        function = getattr(self._library, f"trt_resa_{params.kernel}_workspace")
+        self._check(params, int(function(ctypes.byref(params), ctypes.byref(size))))
+        return size.value
+
     def launch(self, params: KernelParams, stream: int = 0) -> None:
         """Enqueue the kernel that ``params`` belongs to on ``stream`` (a ``cudaStream_t``).
 
@@ -192,7 +260,9 @@ class KernelLibrary:
             KernelLaunchError: the parameters are refused, or CUDA reports an error.
         """
         function = getattr(self._library, f"trt_resa_{params.kernel}")
-        status = int(function(ctypes.byref(params), stream))
+        self._check(params, int(function(ctypes.byref(params), stream)))
+
+    def _check(self, params: KernelParams, status: int) -> None:
         if status != Status.OK:
             raise KernelLaunchError(params.kernel, status, self.status_string(status))
 

@@ -25,19 +25,44 @@ inline bool any_misaligned(std::initializer_list<const void*> pointers) {
   return false;
 }
 
+// A failure is cleared, so that it is reported once.
+inline int32_t cuda_status(cudaError_t error) {
+  if (error == cudaSuccess) return TRT_RESA_OK;
+  static_cast<void>(cudaGetLastError());
+  return TRT_RESA_CUDA_ERROR + static_cast<int32_t>(error);
+}
+
+constexpr size_t kDefaultSharedBytes = 48 * 1024;  // a kernel gets more on request
+
+struct LaunchOptions {
+  size_t shared_bytes = 0;  // dynamic shared memory
+  // Start while the kernel before still runs (dependent_launch.cuh); from compute capability 9.0.
+  bool dependent = false;
+};
+
 // Launches a kernel that takes one struct. Returns the status of this launch alone: <<<>>> with
 // cudaGetLastError would also report what another user of the thread left behind. A failure is
 // cleared, so that it is reported once.
 template <typename Params>
-int32_t launch(void (*kernel)(Params), dim3 grid, dim3 block, void* stream, const Params& params) {
+int32_t launch(void (*kernel)(Params), dim3 grid, dim3 block, void* stream, const Params& params,
+               LaunchOptions options = {}) {
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
+  config.dynamicSmemBytes = options.shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, params);
-  if (error == cudaSuccess) return TRT_RESA_OK;
-  static_cast<void>(cudaGetLastError());
-  return TRT_RESA_CUDA_ERROR + static_cast<int32_t>(error);
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = options.dependent ? 1 : 0;
+  cudaError_t error = cudaSuccess;
+  if (options.shared_bytes > kDefaultSharedBytes) {
+    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(options.shared_bytes));
+  }
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, params);
+  return cuda_status(error);
 }
 
 }  // namespace trt_resa

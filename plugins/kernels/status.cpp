@@ -29,6 +29,8 @@ const char* trt_resa_status_string(int32_t status) {
              "sequences with rows need at least one block";
     case TRT_RESA_BAD_EPSILON:
       return "norm_eps must be positive where a norm weight is given";
+    case TRT_RESA_BAD_SCALE:
+      return "softmax_scale must be positive";
     default:
       if (status >= TRT_RESA_CUDA_ERROR) {
         return cudaGetErrorString(static_cast<cudaError_t>(status - TRT_RESA_CUDA_ERROR));

@@ -1,0 +1,66 @@
+// Host side of dense_attention: what its parts share. The paths are compiled one by one.
+#pragma once
+
+#include "dense_merge.cuh"
+#include "dense_schedule.cuh"
+#include "launch.h"
+
+namespace trt_resa {
+namespace dense {
+
+struct Device {
+  int multiprocessors = 0;
+  int shared_bytes = 0;  // of a multiprocessor
+  int major = 0;         // compute capability
+  int minor = 0;
+};
+
+inline int32_t current_device(Device& device) {
+  int index = 0;
+  cudaError_t error = cudaGetDevice(&index);
+  const auto get = [&](int& value, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&value, attribute, index);
+  };
+  get(device.multiprocessors, cudaDevAttrMultiProcessorCount);
+  get(device.shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  get(device.major, cudaDevAttrComputeCapabilityMajor);
+  get(device.minor, cudaDevAttrComputeCapabilityMinor);
+  return cuda_status(error);
+}
+
+// Rows of partial states per multiprocessor, for whichever path runs.
+constexpr int kPartialRows = 512;
+
+// The workspace: returns its size and points `partials` into it.
+inline size_t lay_out_workspace(const Device& device, int head_dim, void* base,
+                                SoftmaxPartials& partials) {
+  const size_t rows = static_cast<size_t>(device.multiprocessors) * kPartialRows;
+  partials.accumulators = static_cast<float*>(base);
+  partials.states =
+      reinterpret_cast<SoftmaxState*>(static_cast<char*>(base) + rows * head_dim * sizeof(float));
+  return rows * (head_dim * sizeof(float) + sizeof(SoftmaxState));
+}
+
+// Launches the attention kernel on a.blocks thread blocks, then the merging kernel.
+template <typename T, typename Tile, typename KernelArgs>
+int32_t launch_with_merge(void (*kernel)(KernelArgs), const KernelArgs& kernel_args, const Args& a,
+                          const Device& device, void* stream) {
+  LaunchOptions options;
+  options.shared_bytes = Tile::kSharedBytes;
+  const int32_t status =
+      launch(kernel, dim3(a.blocks), dim3(Tile::kThreads), stream, kernel_args, options);
+  if (status != TRT_RESA_OK) return status;
+  const int64_t rows = static_cast<int64_t>(a.p.num_rows) * a.p.q_heads;
+  const int64_t resident = static_cast<int64_t>(device.multiprocessors) * 8;
+  options.shared_bytes = 0;
+  options.dependent = device.major >= 9;
+  return launch(merge_kernel<T, Tile>, dim3(rows < resident ? rows : resident), dim3(kMergeThreads),
+                stream, a, options);
+}
+
+// Each path sets a.blocks. T is __half or __nv_bfloat16.
+template <typename T>
+int32_t launch_portable(Args a, const Device& device, bool many_rows, void* stream);
+
+}  // namespace dense
+}  // namespace trt_resa

@@ -1,0 +1,80 @@
+// Second kernel of dense_attention: merges the partial states of split sequences into rows of out.
+#pragma once
+
+#include "dense_schedule.cuh"
+#include "dependent_launch.cuh"
+#include "vec.h"
+
+namespace trt_resa {
+namespace dense {
+
+constexpr int kMergeThreads = 256;
+
+// One thread block per row and KV-head member at a time. A group of threads holds the row, four
+// columns each; the groups share the pieces, then one merges the others.
+template <typename T, typename Tile>
+__global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_constant__ Args a) {
+  constexpr int kHeadDim = Tile::kHeadDim;
+  constexpr int kLanes = kHeadDim / 4;
+  constexpr int kGroups = kMergeThreads / kLanes;
+  __shared__ SoftmaxState states[kGroups];
+  __shared__ float4 columns[kGroups][kLanes];
+  const int group = threadIdx.x / kLanes;
+  const int lane = threadIdx.x % kLanes;
+
+  // The cut depends on nothing that the attention kernel writes.
+  const float scale = choose_split<Tile, kMergeThreads>(a);
+  wait_for_previous_kernel();
+  for (int item = blockIdx.x;; item += gridDim.x) {
+    const Found found = find_item<Tile, true>(a, scale, item / Tile::kRows);
+    if (found.index < 0) break;
+    const Sequence& s = found.sequence;
+    const int row_tile = s.row_tiles - 1 - found.local / a.p.kv_heads;
+    const int kv_head = found.local % a.p.kv_heads;
+    const int row = item % Tile::kRows;
+    const int index = row_tile * Tile::kRows + row;
+    if (index >= s.rows * a.group) continue;
+
+    // Pieces that begin behind the last visible key were not computed for this row.
+    const int visible_tiles = (s.visible(index, a.group) - 1) / Tile::kKeys + 1;
+    int pieces = found.pieces;
+    while (s.piece_begin(pieces - 1, found.pieces) >= visible_tiles) --pieces;
+
+    const int tiles = s.row_tiles * a.p.kv_heads;
+    const int first = found.partials_before + found.local;
+    SoftmaxState state;
+    float merged[4] = {};
+    if (group < kGroups) {
+      merge_partials<kHeadDim>(a.partials, Tile::kRows, row, first + group * tiles,
+                               first + pieces * tiles, kGroups * tiles, lane * 4, state, merged);
+      columns[group][lane] = make_float4(merged[0], merged[1], merged[2], merged[3]);
+      if (lane == 0) states[group] = state;
+    }
+    __syncthreads();
+    if (group == 0) {
+#pragma unroll
+      for (int i = 1; i < kGroups; ++i) {
+        const SoftmaxMerge merge = softmax_merge(state, states[i]);
+        state = merge.state;
+        const float4 other = columns[i][lane];
+        const float others[4] = {other.x, other.y, other.z, other.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          merged[j] = merged[j] * merge.scale_a + others[j] * merge.scale_b;
+        }
+      }
+      const float inverse = softmax_inverse(state);
+      const auto low = Pair<T>::from_float(merged[0] * inverse, merged[1] * inverse);
+      const auto high = Pair<T>::from_float(merged[2] * inverse, merged[3] * inverse);
+      const int64_t out_row = s.first_row + index / a.group;
+      T* target = static_cast<T*>(a.p.out) + lane * 4 +
+                  (out_row * a.p.q_heads + kv_head * a.group + index % a.group) * kHeadDim;
+      *reinterpret_cast<uint2*>(target) = make_uint2(reinterpret_cast<const uint32_t&>(low),
+                                                     reinterpret_cast<const uint32_t&>(high));
+    }
+    __syncthreads();
+  }
+}
+
+}  // namespace dense
+}  // namespace trt_resa
