@@ -27,8 +27,7 @@ SUBJECTS = (
 
 PROMPTS = tuple(
     f"<|im_start|>user\nWrite a long and detailed text about {subject}. Take your time, begin "
-    "at the beginning, and explain every step in full sentences so that a curious reader of any age can "
-    f"follow.<|im_end|>\n"
-    f"<|im_start|>assistant\nHere is a text about {subject}.\n\n"
+    "at the beginning, and explain every step in full sentences so that a curious reader of any "
+    f"age can follow.<|im_end|>\n<|im_start|>assistant\nHere is a text about {subject}.\n\n"
     for subject in SUBJECTS
 )

@@ -47,11 +47,9 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(stop.exit_code)
     except click.Abort:
         sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except TrtResaError as error:
-        print(f"trt-resa: error: {error}", file=sys.stderr)
+    except (TrtResaError, click.ClickException) as error:
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        print(f"trt-resa: error: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -17,7 +17,7 @@ try:
 except (ImportError, OSError) as error:
     raise EngineError(
         f"TensorRT-RTX cannot be imported ({error}); install it with pip install "
-        "'tensorrt-rtx-cu13>=1.4,<1.8', or build with --executors torch and run without it"
+        "'tensorrt-rtx-cu13>=1.5,<1.8', or build with --executors torch and run without it"
     ) from None
 
 __all__ = ["FLAVOUR", "LOG", "VERSION", "check_engine_file", "create_context", "load_engine", "trt"]

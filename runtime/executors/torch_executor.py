@@ -14,6 +14,7 @@ import safetensors
 import torch
 
 from trt_resa import contract
+from trt_resa.blocks import num_blocks
 from trt_resa.config import KvCacheConfig, SparseAttentionConfig
 from trt_resa.contract import Phase, Step
 from trt_resa.engine_dir import ATTENTION_WEIGHTS, EngineDirectory, segment_weights
@@ -22,7 +23,7 @@ from trt_resa.network import ATTENTION, Node
 from trt_resa.reference.attention import dense_attention, sparse_attention
 from trt_resa.reference.paged_cache import AppendPlan, append, plan_append
 from trt_resa.reference.rotary import cos_sin, rms_norm, rotate
-from trt_resa.reference.selection import select
+from trt_resa.reference.selection import all_blocks, select
 from trt_resa.rope import inverse_frequencies
 from trt_resa.runtime.executors.base import Limits
 from trt_resa.runtime.executors.operators import Operator, Weights, compile_node
@@ -115,21 +116,21 @@ class _StepState:
         return torch.from_numpy(array).to(self._executor.device, torch.int64)
 
     def attend(self, q: torch.Tensor, layer: int) -> torch.Tensor:
-        kv = self._executor.kv[layer]
+        kv, sparse = self._executor.kv[layer], self._executor.sparse
         if self._phase is Phase.SPARSE:
-            chosen = select(
-                q,
-                self._executor.summary[layer],
-                self._kv_lens_host,
-                self.block_table,
-                self._executor.sparse,
-            )
+            summary = self._executor.summary[layer]
+            chosen = select(q, summary, self._kv_lens_host, self.block_table, sparse)
             return sparse_attention(q, kv, chosen, self.kv_lens, self.block_table)
+        lengths = [num_blocks(kv_len, sparse.block_size) for kv_len in self._kv_lens_host]
+        if len(q) == len(lengths):
+            # One row per sequence, as in dense decoding: all sequences at once, by the function of
+            # the sparse steps.
+            everything = all_blocks(lengths, kv.shape[2], q.device)
+            return sparse_attention(q, kv, everything, self.kv_lens, self.block_table)
         parts = []
-        for row, kv_len in enumerate(self._kv_lens_host):
+        for row, (kv_len, length) in enumerate(zip(self._kv_lens_host, lengths, strict=True)):
             rows = slice(self._cu_host[row], self._cu_host[row + 1])
-            blocks = self.block_table[row, : -(-kv_len // self._executor.sparse.block_size)]
-            parts.append(dense_attention(q[rows], kv, kv_len, blocks))
+            parts.append(dense_attention(q[rows], kv, kv_len, self.block_table[row, :length]))
         return torch.cat(parts)
 
 

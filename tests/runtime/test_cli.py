@@ -90,8 +90,8 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert code == 2
     assert message in err
     assert "Traceback" not in err
-    if "trt-resa: error:" in err:
-        assert err.count("\n") == 1
+    assert err.startswith("trt-resa: error: ")
+    assert err.count("\n") == 1
 
 
 def test_a_missing_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

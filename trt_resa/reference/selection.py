@@ -20,6 +20,13 @@ def scores(q: torch.Tensor, summary: torch.Tensor) -> torch.Tensor:
     return bounds.amax(dim=3).sum(dim=-1).transpose(1, 2)
 
 
+def all_blocks(lengths: list[int], kv_heads: int, device: torch.device) -> torch.Tensor:
+    """The selection of every block, [B, kv_heads, max(lengths)], padded with -1 at the end."""
+    indices = torch.arange(max(lengths), device=device)
+    unused = indices >= torch.tensor(lengths, device=device)[:, None]
+    return indices.masked_fill(unused, -1)[:, None].expand(-1, kv_heads, -1)
+
+
 def select(
     q: torch.Tensor,
     summary: torch.Tensor,
@@ -36,9 +43,8 @@ def select(
     counts = [attended_blocks(kv_len, config) for kv_len in kv_lens]
     width, widest = max(lengths), max(counts)
     heads = summary.shape[1]
-    if counts == lengths and min(lengths) == width:
-        everything = torch.arange(width, device=q.device)
-        return everything.expand(len(kv_lens), heads, width)
+    if counts == lengths:
+        return all_blocks(lengths, heads, q.device)
     table = block_table[:, :width].clamp(min=0).long()
     ranked = scores(q, summary[table])
     for row, length in enumerate(lengths):
