@@ -32,8 +32,6 @@ inline int32_t cuda_status(cudaError_t error) {
   return TRT_RESA_CUDA_ERROR + static_cast<int32_t>(error);
 }
 
-constexpr size_t kDefaultSharedBytes = 48 * 1024;  // a kernel gets more on request
-
 struct LaunchOptions {
   size_t shared_bytes = 0;  // dynamic shared memory
   // Start while the kernel before still runs (dependent_launch.cuh); from compute capability 9.0.
@@ -57,7 +55,7 @@ int32_t launch(void (*kernel)(Params), dim3 grid, dim3 block, void* stream, cons
   config.attrs = &attribute;
   config.numAttrs = options.dependent ? 1 : 0;
   cudaError_t error = cudaSuccess;
-  if (options.shared_bytes > kDefaultSharedBytes) {
+  if (options.shared_bytes > 0) {  // static and dynamic memory together may need the permission
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(options.shared_bytes));
   }
