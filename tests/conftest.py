@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,12 @@ from tests.checkpoints import tiny_checkpoint
 
 torch.set_num_threads(2)
 
-BuildTorchEngine = Callable[..., Path]
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU, and PyTorch sees none"))
 
 
 def build_torch_engine(checkpoint: Path, output: Path, **sparse: Any) -> Path:
