@@ -54,6 +54,7 @@ class Status(enum.IntEnum):
     BAD_EXTENT = 8
     BAD_EPSILON = 9
     BAD_SCALE = 10
+    BAD_SELECTION = 11
     CUDA_ERROR = 1000
 
 
@@ -72,6 +73,7 @@ class KernelParams(ctypes.Structure):
 
     kernel: ClassVar[str]
     needs_workspace: ClassVar[bool] = False
+    needs_counters: ClassVar[bool] = False
 
     def __init__(self, **values: Any) -> None:
         wanted = {field[0] for field in self._fields_}
@@ -160,10 +162,116 @@ class RecomputeSummariesParams(KernelParams):
     ]
 
 
+class BlockSelectParams(KernelParams):
+    """``trt_resa_block_select_params``; shapes stand in ``trt_resa/block_select.h``."""
+
+    kernel = "block_select"
+    needs_workspace = True
+    needs_counters = True
+    _fields_ = [
+        ("q", ctypes.c_void_p),
+        ("summary", ctypes.c_void_p),
+        ("kv_lens", ctypes.c_void_p),
+        ("block_table", ctypes.c_void_p),
+        ("selection", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("counters", ctypes.c_void_p),
+        ("batch_size", ctypes.c_int32),
+        ("max_blocks_per_seq", ctypes.c_int32),
+        ("num_blocks", ctypes.c_int32),
+        ("max_selected", ctypes.c_int32),
+        ("q_heads", ctypes.c_int32),
+        ("kv_heads", ctypes.c_int32),
+        ("head_dim", ctypes.c_int32),
+        ("block_size", ctypes.c_int32),
+        ("min_blocks", ctypes.c_int32),
+        ("local_blocks", ctypes.c_int32),
+        ("sink_blocks", ctypes.c_int32),
+        ("dense_below", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("keep_ratio", ctypes.c_double),
+    ]
+
+
+class SparseDecodeParams(KernelParams):
+    """``trt_resa_sparse_decode_params``; shapes stand in ``trt_resa/sparse_decode.h``."""
+
+    kernel = "sparse_decode"
+    needs_workspace = True
+    needs_counters = True
+    _fields_ = [
+        ("q", ctypes.c_void_p),
+        ("kv", ctypes.c_void_p),
+        ("kv_lens", ctypes.c_void_p),
+        ("block_table", ctypes.c_void_p),
+        ("selection", ctypes.c_void_p),
+        ("counts", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("counters", ctypes.c_void_p),
+        ("batch_size", ctypes.c_int32),
+        ("max_blocks_per_seq", ctypes.c_int32),
+        ("num_blocks", ctypes.c_int32),
+        ("max_selected", ctypes.c_int32),
+        ("q_heads", ctypes.c_int32),
+        ("kv_heads", ctypes.c_int32),
+        ("head_dim", ctypes.c_int32),
+        ("block_size", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("softmax_scale", ctypes.c_float),
+    ]
+
+
+class SparseStepParams(KernelParams):
+    """``trt_resa_sparse_step_params``; shapes stand in ``trt_resa/sparse_step.h``."""
+
+    kernel = "sparse_step"
+    needs_workspace = True
+    needs_counters = True
+    _fields_ = [
+        ("qkv", ctypes.c_void_p),
+        ("position_ids", ctypes.c_void_p),
+        ("cu_query_lens", ctypes.c_void_p),
+        ("kv_lens", ctypes.c_void_p),
+        ("block_table", ctypes.c_void_p),
+        ("inv_freq", ctypes.c_void_p),
+        ("q_norm", ctypes.c_void_p),
+        ("k_norm", ctypes.c_void_p),
+        ("q", ctypes.c_void_p),
+        ("kv", ctypes.c_void_p),
+        ("summary", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("counters", ctypes.c_void_p),
+        ("num_rows", ctypes.c_int32),
+        ("batch_size", ctypes.c_int32),
+        ("max_blocks_per_seq", ctypes.c_int32),
+        ("num_blocks", ctypes.c_int32),
+        ("q_heads", ctypes.c_int32),
+        ("kv_heads", ctypes.c_int32),
+        ("head_dim", ctypes.c_int32),
+        ("block_size", ctypes.c_int32),
+        ("rotary_dim", ctypes.c_int32),
+        ("min_blocks", ctypes.c_int32),
+        ("local_blocks", ctypes.c_int32),
+        ("sink_blocks", ctypes.c_int32),
+        ("dense_below", ctypes.c_int32),
+        ("dtype", ctypes.c_int32),
+        ("rope_scale", ctypes.c_float),
+        ("norm_eps", ctypes.c_float),
+        ("softmax_scale", ctypes.c_float),
+        ("keep_ratio", ctypes.c_double),
+    ]
+
+
 KERNELS: tuple[type[KernelParams], ...] = (
     KvAppendParams,
     DenseAttentionParams,
     RecomputeSummariesParams,
+    BlockSelectParams,
+    SparseDecodeParams,
+    SparseStepParams,
 )
 
 
@@ -210,10 +318,14 @@ class KernelLibrary:
             launch = getattr(library, f"trt_resa_{params.kernel}")
             launch.argtypes = [ctypes.POINTER(params), ctypes.c_void_p]
             launch.restype = ctypes.c_int32
-            if params.needs_workspace:
-                workspace = getattr(library, f"trt_resa_{params.kernel}_workspace")
-                workspace.argtypes = [ctypes.POINTER(params), ctypes.POINTER(ctypes.c_size_t)]
-                workspace.restype = ctypes.c_int32
+            for size, needed in (
+                ("workspace", params.needs_workspace),
+                ("counters", params.needs_counters),
+            ):
+                if needed:
+                    function = getattr(library, f"trt_resa_{params.kernel}_{size}")
+                    function.argtypes = [ctypes.POINTER(params), ctypes.POINTER(ctypes.c_size_t)]
+                    function.restype = ctypes.c_int32
 
     @functools.cached_property
     def version(self) -> str:
@@ -248,8 +360,21 @@ class KernelLibrary:
         Raises:
             KernelLaunchError: the extents are refused, or CUDA reports an error.
         """
+        return self._size(params, "workspace")
+
+    def counter_bytes(self, params: KernelParams) -> int:
+        """Bytes of counters that a launch needs; looks at no pointer.
+
+        They are zero before the first launch, and every launch leaves them zero.
+
+        Raises:
+            KernelLaunchError: the extents are refused.
+        """
+        return self._size(params, "counters")
+
+    def _size(self, params: KernelParams, what: str) -> int:
         size = ctypes.c_size_t()
-        function = getattr(self._library, f"trt_resa_{params.kernel}_workspace")
+        function = getattr(self._library, f"trt_resa_{params.kernel}_{what}")
         self._check(params, int(function(ctypes.byref(params), ctypes.byref(size))))
         return size.value
 

@@ -24,6 +24,7 @@ HEADERS = ROOT / "plugins" / "include" / "trt_resa"
 C_TYPES = {
     "int32_t": ctypes.c_int32,
     "float": ctypes.c_float,
+    "double": ctypes.c_double,
 }
 ADDRESS = 1 << 20  # aligned, and never read: every call with it is refused before a launch
 

@@ -1,0 +1,95 @@
+// What the kernel of the sparse step is given, and the layout of its workspace. Host and device.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "softmax_state.cuh"
+#include "trt_resa/kv_append.h"
+
+namespace trt_resa {
+namespace sparse {
+
+// The kernel's roles. block_select runs the second, sparse_decode the third, the step all.
+enum Role : int { kAppend = 1, kSelect = 2, kAttend = 4 };
+
+constexpr int kMaxBatch = 256;
+constexpr int kMaxGroup = 16;
+constexpr int kMaxBlocks = 65536;  // per sequence, where blocks are selected
+constexpr int kBins = 1024;        // of the histogram of keys (sparse_topk.cuh)
+constexpr int kMaxParts = 1024;    // into which all rows together are split, beyond one each
+constexpr int kCounterAlignment = 32;
+
+// A row is one KV head of one sequence; rows = batch_size * kv_heads. Every counter is zero between
+// calls: whoever is the last to need one resets it, so a captured graph replays without a memset.
+struct Counters {
+  int32_t* ticket;      // [1] the next work item
+  int32_t* appended;    // [batch_size] append items done
+  int32_t* arrived;     // [rows] score items done
+  int32_t* ready;       // [rows] 1: the selection stands
+  int32_t* done;        // [rows] attend items done
+  int32_t* merged;      // [batch_size] merge items done
+  uint32_t* histogram;  // [rows, kBins] of the row's keys
+};
+
+struct Args {
+  trt_resa_kv_append_params append;
+
+  const void* q;
+  const void* kv;
+  const void* summary;
+  void* out;
+  const int32_t* cu_query_lens;  // null: sequence b owns row b
+  const int32_t* kv_lens;
+  const int32_t* block_table;
+  const int32_t* given_counts;  // of a selection that is given; null where blocks are selected
+  int32_t* selection;
+  int32_t* counts;  // to be written, or null
+
+  Counters counters;
+  uint32_t* keys;  // [rows, key_pitch] scores as ordered integers
+  SoftmaxPartials partials;
+
+  int32_t roles;
+  int32_t batch_size;
+  int32_t max_blocks_per_seq;
+  int32_t num_blocks;
+  int32_t max_selected;
+  int32_t q_heads;
+  int32_t kv_heads;
+  int32_t head_dim;
+  int32_t block_size;
+  int32_t min_blocks;
+  int32_t local_blocks;
+  int32_t sink_blocks;
+  int32_t dense_below;
+  int32_t dtype;
+  int32_t key_pitch;
+  float score_scale;  // softmax_scale * log2(e)
+  double keep_ratio;
+};
+
+struct Sizes {
+  size_t workspace;
+  size_t counters;
+};
+
+// The one place that knows the order and sizes of the two buffers: points `args`, whose roles and
+// extents stand, into them, and returns how large they must be. The selection lies in the workspace
+// where the step keeps it to itself: where all roles are set.
+Sizes carve(Args& args, void* workspace, void* counters);
+
+// What the roles of `args` cannot serve; the caller has checked pointers that `args` does not hold.
+int32_t check(const Args& args);
+
+// Launches `args`, which passed the check.
+int32_t run(const Args& args, void* stream);
+
+// One each in sparse_head_dim_<D>.cu.
+int32_t run_head_dim_64(const Args& args, void* stream);
+int32_t run_head_dim_96(const Args& args, void* stream);
+int32_t run_head_dim_128(const Args& args, void* stream);
+int32_t run_head_dim_256(const Args& args, void* stream);
+
+}  // namespace sparse
+}  // namespace trt_resa

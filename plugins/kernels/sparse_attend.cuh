@@ -1,0 +1,403 @@
+// Attention of one group of query heads over a part of a row's selection.
+//
+// A part is dealt out to the warps in tiles of 16 keys. Each warp streams its tiles through a ring
+// of its own in shared memory (a unit is the K or the V of a tile) and keeps its own softmax state,
+// so warps meet only at the end. Products are taken transposed, with keys and then head_dim as the
+// 16 rows of a tensor core tile and 8 query heads as its columns: a group of up to 8 pads nothing
+// but columns. Keys of the last block beyond kv_len are zeros in shared memory, never read, and
+// masked: what lies there may be NaN.
+#pragma once
+
+#include "mma.cuh"
+#include "sparse_args.h"
+#include "sparse_plan.cuh"
+#include "vec.h"
+
+namespace trt_resa {
+namespace sparse {
+
+// The transpose of an 8x8 matrix of 16-bit elements spread over a warp.
+__device__ __forceinline__ uint32_t transpose_matrix(uint32_t x) {
+  uint32_t out;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(out) : "r"(x));
+  return out;
+}
+
+template <int kHeadDim_, int kHeadTiles_, int kWarps_>
+struct AttendShape {
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr int kHeadTiles = kHeadTiles_;  // of 8 query heads
+  static constexpr int kWarps = kWarps_;
+  static constexpr int kChunks = kHeadDim / kVecSize;  // of 16 bytes in a row
+  static constexpr int kUnitBytes = kTileKeys * kHeadDim * 2;
+  // Three units keep a tile in flight while another is worked on; small ones get more.
+  static constexpr int kUnits = kHeadDim == 64 ? 6 : kHeadDim == 96 ? 4 : 3;
+  static constexpr int kRingBytes = kUnits * kUnitBytes;
+  static_assert(kUnits <= 6);  // ring_valid serves up to four tiles
+  static constexpr int kHeads = 8 * kHeadTiles;
+  // Fragments of the queries stay in registers, but where they and the accumulators would not fit.
+  static constexpr bool kQueryInShared = kHeadTiles * kHeadDim == 512;
+  static constexpr int kQueryBytes = kQueryInShared ? kHeads * kHeadDim * 2 : 16;
+  static constexpr int kMergeStride = kHeadDim + 4;  // floats; spreads heads over the banks
+  static constexpr int kSharedBytes =
+      kWarps * (kRingBytes > kHeads * kMergeStride * 4 ? kRingBytes : kHeads * kMergeStride * 4);
+};
+
+// Byte offset in a unit of chunk `chunk` of row `row`: permuted so that the eight rows of a matrix
+// lie in different banks. 12 chunks (head_dim 96) are permuted among four, since a row then starts
+// half-way through the banks every other time.
+template <int kChunks>
+__device__ __forceinline__ uint32_t unit_offset(int row, int chunk) {
+  const int place = kChunks % 8 == 0 ? chunk ^ (row & 7) : chunk ^ (row >> 1 & 3);
+  return static_cast<uint32_t>((row * kChunks + place) * 16);
+}
+
+// The tiles of one warp, looked up 32 at a time, and their way into the ring.
+template <typename T, typename Shape>
+struct TileStream {
+  const Args& a;
+  const RowItem& item;
+  const int32_t* selection;  // of the row
+  const int32_t* table;      // of the sequence
+  int kv_len;
+  int first;  // tile of the row
+  int tiles;  // of this warp: first, first + kWarps, ...
+  uint32_t ring;
+  int* ring_valid;  // [4] of the tiles in the ring: tile % 4
+  int next_unit = 0;
+  int next_slot = 0;
+  int64_t source = -1;  // lane l: element offset of the K of tile 32 * i + l, or -1: read nothing
+  int valid = 0;        // and its keys that may be seen
+
+  __device__ void look_up(int tile) {
+    const int tiles_per_block = a.block_size / kTileKeys;
+    source = -1;
+    valid = 0;
+    if (tile >= tiles) return;
+    const int place = first + tile * Shape::kWarps;
+    const int block = selection[place / tiles_per_block];
+    if (block < 0 || block >= a.max_blocks_per_seq) return;
+    const int pool_block = table[block];
+    if (pool_block < 0 || pool_block >= a.num_blocks) return;
+    const int slot = place % tiles_per_block * kTileKeys;
+    source =
+        ((static_cast<int64_t>(pool_block) * 2 * a.kv_heads + item.kv_head) * a.block_size + slot) *
+        Shape::kHeadDim;
+    valid = max(min(kv_len - block * a.block_size - slot, kTileKeys), 0);
+  }
+
+  // Starts the copy of the next unit, K and V in turn; an empty group behind the last one, so that
+  // the number of groups in flight is constant.
+  __device__ void start_next() {
+    const int tile = next_unit / 2;
+    if (tile < tiles) {
+      const int lane = threadIdx.x % 32;
+      const bool is_value = next_unit % 2 != 0;
+      if (!is_value && tile % 32 == 0) look_up(tile + lane);
+      const int64_t offset = __shfl_sync(0xffffffffu, source, tile % 32);
+      const int rows = offset < 0 ? 0 : __shfl_sync(0xffffffffu, valid, tile % 32);
+      const T* from =
+          static_cast<const T*>(a.kv) + max(offset, int64_t{0}) +
+          (is_value ? static_cast<int64_t>(a.kv_heads) * a.block_size * Shape::kHeadDim : 0);
+      const uint32_t to = ring + next_slot * Shape::kUnitBytes;
+      if (!is_value && lane == 0) ring_valid[tile % 4] = rows;
+#pragma unroll
+      for (int i = 0; i < kTileKeys * Shape::kChunks / 32; ++i) {
+        const int at = i * 32 + lane;
+        const int row = at / Shape::kChunks;
+        cp_async_16(to + unit_offset<Shape::kChunks>(row, at % Shape::kChunks),
+                    from + at * kVecSize, row < rows);
+      }
+    }
+    cp_async_commit();
+    ++next_unit;
+    next_slot = next_slot + 1 == Shape::kUnits ? 0 : next_slot + 1;
+  }
+};
+
+// What a warp has gathered: lane l holds query heads 8 * t + 2 * (l % 4) + {0, 1}, and of their
+// accumulators the elements 16 * m + l / 4 + {0, 8}, in the layout of a tensor core tile.
+template <typename T, typename Shape>
+struct WarpAttention {
+  static constexpr int kSteps = Shape::kHeadDim / 16;
+
+  static constexpr int kQuerySteps = Shape::kQueryInShared ? 1 : kSteps;
+
+  uint32_t query[kQuerySteps][Shape::kHeadTiles][2];
+  float accumulator[kSteps][Shape::kHeadTiles][4] = {};
+  SoftmaxState state[Shape::kHeadTiles][2];  // sums are this lane's share until `finish`
+
+  __device__ void load_query(const T* q, int group) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
+      const int head = tile * 8 + lane / 4;
+      const T* row = q + head * Shape::kHeadDim + lane % 4 * 2;
+#pragma unroll
+      for (int step = 0; step < kQuerySteps; ++step) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          query[step][tile][half] =
+              head < group ? *reinterpret_cast<const uint32_t*>(row + step * 16 + half * 8) : 0u;
+        }
+      }
+    }
+  }
+
+  // Scores of a tile's keys, of which the first `valid` count, times `scale`; then the new maxima
+  // and the weights of the keys, as the right-hand operand of the product with V.
+  // `queries` is where load_query did not put them.
+  __device__ void weigh_keys(uint32_t keys, uint32_t queries, int valid, float scale,
+                             uint32_t (&weights)[Shape::kHeadTiles][2]) {
+    const int lane = threadIdx.x % 32;
+    float scores[Shape::kHeadTiles][4] = {};
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      uint32_t matrix[4];
+      load_matrices(keys + unit_offset<Shape::kChunks>(lane % 16, step * 2 + lane / 16), matrix);
+      if constexpr (Shape::kQueryInShared) {
+        uint32_t pieces[4];  // two tiles of two halves
+        load_matrices(queries + unit_offset<Shape::kChunks>(lane % 8 + lane / 16 * 8,
+                                                            step * 2 + lane / 8 % 2),
+                      pieces);
+        multiply_add<T>(scores[0], matrix, pieces[0], pieces[1]);
+        multiply_add<T>(scores[1], matrix, pieces[2], pieces[3]);
+      } else {
+#pragma unroll
+        for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
+          multiply_add<T>(scores[tile], matrix, query[step][tile][0], query[step][tile][1]);
+        }
+      }
+    }
+#pragma unroll
+    for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
+      float (&s)[4] = scores[tile];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int key = lane / 4 + (i < 2 ? 0 : 8);
+        s[i] = key < valid ? s[i] * scale : kNoScore;
+      }
+      float rescale[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float max = fmaxf(s[i], s[i + 2]);
+#pragma unroll
+        for (int mask = 4; mask < 32; mask *= 2) {
+          max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, mask));
+        }
+        SoftmaxState& mine = state[tile][i];
+        max = fmaxf(max, mine.max);
+        rescale[i] = softmax_rescale(mine.max, max);
+        const float base = softmax_base(max);
+        s[i] = exp2f(s[i] - base);
+        s[i + 2] = exp2f(s[i + 2] - base);
+        mine.sum = mine.sum * rescale[i] + s[i] + s[i + 2];
+        mine.max = max;
+      }
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) accumulator[step][tile][i] *= rescale[i % 2];
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const auto pair = Pair<T>::from_float(s[2 * half], s[2 * half + 1]);
+        weights[tile][half] = transpose_matrix(reinterpret_cast<const uint32_t&>(pair));
+      }
+    }
+  }
+
+  __device__ void add_values(uint32_t values, const uint32_t (&weights)[Shape::kHeadTiles][2]) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      uint32_t matrix[4];
+      load_matrices_transposed(
+          values + unit_offset<Shape::kChunks>(lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2),
+          matrix);
+#pragma unroll
+      for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
+        multiply_add<T>(accumulator[step][tile], matrix, weights[tile][0], weights[tile][1]);
+      }
+    }
+  }
+
+  // Leaves sums complete and writes state and accumulators of the first `group` heads to shared
+  // memory: states [kHeads], accumulators [kHeads, kMergeStride].
+  __device__ void finish(int group, SoftmaxState* states, float* accumulators) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        SoftmaxState& mine = state[tile][i];
+#pragma unroll
+        for (int mask = 4; mask < 32; mask *= 2) {
+          mine.sum += __shfl_xor_sync(0xffffffffu, mine.sum, mask);
+        }
+        const int head = tile * 8 + lane % 4 * 2 + i;
+        if (head >= group) continue;
+        if (lane / 4 == 0) states[head] = mine;
+        float* target = accumulators + head * Shape::kMergeStride + lane / 4;
+#pragma unroll
+        for (int step = 0; step < kSteps; ++step) {
+          target[step * 16] = accumulator[step][tile][i];
+          target[step * 16 + 8] = accumulator[step][tile][i + 2];
+        }
+      }
+    }
+  }
+};
+
+template <typename Shape>
+struct AttendShared {
+  alignas(128) char bytes[Shape::kSharedBytes];  // the warps' rings; then their accumulators
+  SoftmaxState states[Shape::kWarps][Shape::kHeads];
+  int valid[Shape::kWarps][4];
+  alignas(16) char query[Shape::kQueryBytes];
+};
+
+template <typename T>
+__device__ __forceinline__ void store_four(T* target, const float (&x)[4], float scale) {
+  const auto low = Pair<T>::from_float(x[0] * scale, x[1] * scale);
+  const auto high = Pair<T>::from_float(x[2] * scale, x[3] * scale);
+  *reinterpret_cast<uint2*>(target) =
+      make_uint2(reinterpret_cast<const uint32_t&>(low), reinterpret_cast<const uint32_t&>(high));
+}
+
+// One part of a row: to `out` where it is the only one, else to slot `index` of the partials.
+template <typename T, typename Shape>
+__device__ void attend(const Args& a, const Plan& plan, const RowItem& item, int index,
+                       AttendShared<Shape>& shared) {
+  constexpr int kHeadDim = Shape::kHeadDim;
+  const int warp = threadIdx.x / 32;
+  const int group = a.q_heads / a.kv_heads;
+  const int row_tiles = plan.selected[item.seq] * (a.block_size / kTileKeys);
+  const int first = item.piece * plan.part_tiles + warp;
+  const int end = min((item.piece + 1) * plan.part_tiles, row_tiles);
+  const int64_t first_head =
+      static_cast<int64_t>(plan.query_row[item.seq]) * a.q_heads + item.kv_head * group;
+
+  TileStream<T, Shape> stream{
+      a,
+      item,
+      a.selection + static_cast<int64_t>(item.row(a)) * a.max_selected,
+      a.block_table + static_cast<int64_t>(item.seq) * a.max_blocks_per_seq,
+      plan.kv_len[item.seq],
+      first,
+      div_up(max(end - first, 0), Shape::kWarps),
+      shared_address(shared.bytes) + warp * Shape::kRingBytes,
+      shared.valid[warp],
+  };
+#pragma unroll
+  for (int i = 0; i < Shape::kUnits; ++i) stream.start_next();
+
+  {
+    WarpAttention<T, Shape> attention;
+    const T* q = static_cast<const T*>(a.q) + first_head * kHeadDim;
+    if constexpr (Shape::kQueryInShared) {
+      for (int at = threadIdx.x; at < Shape::kHeads * Shape::kChunks; at += blockDim.x) {
+        const int head = at / Shape::kChunks;
+        const Vec<T> vec = head < group ? Vec<T>::load(q + at * kVecSize) : Vec<T>();
+        vec.store(reinterpret_cast<T*>(shared.query +
+                                       unit_offset<Shape::kChunks>(head, at % Shape::kChunks)));
+      }
+      __syncthreads();
+    } else {
+      attention.load_query(q, group);
+    }
+    uint32_t slot = 0;
+    const auto unit = [&] { return stream.ring + slot * Shape::kUnitBytes; };
+    const auto release_unit = [&] {
+      __syncwarp();  // all lanes have read it
+      stream.start_next();
+      slot = slot + 1 == Shape::kUnits ? 0 : slot + 1;
+    };
+    for (int tile = 0; tile < stream.tiles; ++tile) {
+      uint32_t weights[Shape::kHeadTiles][2];
+      cp_async_wait<Shape::kUnits - 1>();
+      __syncwarp();
+      attention.weigh_keys(unit(), shared_address(shared.query), stream.ring_valid[tile % 4],
+                           a.score_scale, weights);
+      release_unit();
+      cp_async_wait<Shape::kUnits - 1>();
+      __syncwarp();
+      attention.add_values(unit(), weights);
+      release_unit();
+    }
+    cp_async_wait<0>();
+    __syncthreads();  // the rings are free
+    attention.finish(
+        group, shared.states[warp],
+        reinterpret_cast<float*>(shared.bytes) + warp * Shape::kHeads * Shape::kMergeStride);
+  }
+  __syncthreads();
+
+  const float* accumulators = reinterpret_cast<const float*>(shared.bytes);
+  for (int at = threadIdx.x; at < group * (kHeadDim / 4); at += blockDim.x) {
+    const int head = at / (kHeadDim / 4);
+    const int column = at % (kHeadDim / 4) * 4;
+    SoftmaxState state;
+    float sum[4] = {};
+#pragma unroll
+    for (int i = 0; i < Shape::kWarps; ++i) {
+      const SoftmaxMerge merge = softmax_merge(state, shared.states[i][head]);
+      state = merge.state;
+      const float4 other = *reinterpret_cast<const float4*>(
+          accumulators + (i * Shape::kHeads + head) * Shape::kMergeStride + column);
+      const float others[4] = {other.x, other.y, other.z, other.w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) sum[j] = sum[j] * merge.scale_a + others[j] * merge.scale_b;
+    }
+    if (item.pieces == 1) {
+      store_four(static_cast<T*>(a.out) + (first_head + head) * kHeadDim + column, sum,
+                 softmax_inverse(state));
+    } else {
+      const int64_t slot = static_cast<int64_t>(index) * group + head;
+      *reinterpret_cast<float4*>(a.partials.accumulators + slot * kHeadDim + column) =
+          make_float4(sum[0], sum[1], sum[2], sum[3]);
+      if (column == 0) a.partials.states[slot] = state;
+    }
+  }
+}
+
+template <int kHeadDim, int kThreads>
+struct MergeShared {
+  static constexpr int kLanes = kHeadDim / 4;
+  static constexpr int kGroups = kThreads / kLanes;
+  SoftmaxState states[kGroups];
+  float4 columns[kGroups][kLanes];
+};
+
+// Merges the partial results of one query head. Groups of threads hold the row, four columns each,
+// and share the parts; the first then merges the others, always in the same order.
+template <typename T, int kHeadDim, int kThreads>
+__device__ void merge_parts(const Args& a, int64_t out_head, int head, int first, int parts,
+                            MergeShared<kHeadDim, kThreads>& shared) {
+  using Shared = MergeShared<kHeadDim, kThreads>;
+  const int thread_group = threadIdx.x / Shared::kLanes;
+  const int lane = threadIdx.x % Shared::kLanes;
+  SoftmaxState state;
+  float sum[4] = {};
+  if (thread_group < Shared::kGroups) {
+    merge_partials<kHeadDim>(a.partials, a.q_heads / a.kv_heads, head, first + thread_group,
+                             first + parts, Shared::kGroups, lane * 4, state, sum);
+    shared.columns[thread_group][lane] = make_float4(sum[0], sum[1], sum[2], sum[3]);
+    if (lane == 0) shared.states[thread_group] = state;
+  }
+  __syncthreads();
+  if (thread_group != 0) return;
+#pragma unroll
+  for (int i = 1; i < Shared::kGroups; ++i) {
+    const SoftmaxMerge merge = softmax_merge(state, shared.states[i]);
+    state = merge.state;
+    const float4 other = shared.columns[i][lane];
+    const float others[4] = {other.x, other.y, other.z, other.w};
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sum[j] = sum[j] * merge.scale_a + others[j] * merge.scale_b;
+  }
+  store_four(static_cast<T*>(a.out) + out_head * kHeadDim + lane * 4, sum, softmax_inverse(state));
+}
+
+}  // namespace sparse
+}  // namespace trt_resa

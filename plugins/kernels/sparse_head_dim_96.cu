@@ -1,0 +1,13 @@
+// The kernel of the sparse step for head_dim 96: one file each, so that they compile side by side.
+
+#include "sparse_kernel.cuh"
+
+namespace trt_resa {
+namespace sparse {
+
+int32_t run_head_dim_96(const Args& args, void* stream) {
+  return launch_for_type<96>(args, stream);
+}
+
+}  // namespace sparse
+}  // namespace trt_resa
