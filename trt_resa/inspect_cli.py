@@ -72,8 +72,9 @@ def engine_layers(engine: EngineDirectory) -> list[list[dict[str, Any]]]:
             f"{engine.path} holds no engines (it was built with --executors "
             f"{','.join(built_for)}), so it has no layers to list; leave out --layers"
         )
-    from trt_resa.rtx import load_engine, trt
+    from trt_resa.rtx import check_version, load_engine, trt
 
+    check_version(engine.config.build_info, engine.path)
     listings = []
     for index in range(len(engine.network.attention_nodes) + 1):
         try:

@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from trt_resa.engine_dir import BuildInfo
 from trt_resa.errors import EngineError
 
 try:
@@ -81,6 +82,20 @@ def check_engine_file(path: Path) -> None:
     if damaged:
         raise EngineError(
             f"{path} is not a TensorRT-RTX engine; build it again with trt-resa build-engine"
+        )
+
+
+def check_version(info: BuildInfo, path: Path) -> None:
+    """Raise EngineError when the engines of ``path`` were built with another TensorRT-RTX.
+
+    Engines load in the version that built them alone.
+    """
+    if (info.tensorrt_flavour, info.tensorrt_version) != (FLAVOUR, VERSION):
+        raise EngineError(
+            f"the engines of {path} were built with {info.tensorrt_flavour} "
+            f"{info.tensorrt_version} and this is {FLAVOUR} {VERSION}, which cannot load them; "
+            "build the engine again with trt-resa build-engine, or install 'tensorrt-rtx-cu13=="
+            f"{info.tensorrt_version}'"
         )
 
 

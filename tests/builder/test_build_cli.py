@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from tests.checkpoints import tiny_checkpoint
+from tests.checkpoints import edit_config, tiny_checkpoint
 from trt_resa.cli import main
 from trt_resa.engine_dir import EngineDirectory
 
@@ -110,6 +112,46 @@ def test_a_flag_that_cannot_be_parsed(flag: str, capsys: pytest.CaptureFixture[s
     errors = capsys.readouterr().err
     assert "Traceback" not in errors
     assert flag.split("=")[0] in errors.splitlines()[-1]
+
+
+def truncate(checkpoint: Path) -> None:
+    shard = max(checkpoint.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+
+
+def remove_a_shard(checkpoint: Path) -> None:
+    max(checkpoint.glob("model-*.safetensors")).unlink()
+
+
+def spoil_a_weight(checkpoint: Path) -> None:
+    shard = max(checkpoint.glob("*.safetensors"))
+    tensors = load_file(shard)
+    next(iter(tensors.values())).view(-1)[7] = float("nan")
+    save_file(tensors, shard, metadata={"format": "pt"})
+
+
+BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "truncated shard": (truncate, "model-0000"),
+    "missing shard": (remove_a_shard, "model-0000"),
+    "NaN": (spoil_a_weight, "NaN"),
+    "other shape": (lambda path: edit_config(path, intermediate_size=400), "has shape [384, 256]"),
+    "unknown model": (lambda path: edit_config(path, model_type="gpt2"), "gpt2"),
+    "head size": (lambda path: edit_config(path, head_dim=80), "head_dim 80 is not supported"),
+    "broken JSON": (lambda path: (path / "config.json").write_text("{"), "config.json"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_CHECKPOINTS)
+def test_a_bad_checkpoint_is_refused_and_nothing_is_left(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spoil, message = BAD_CHECKPOINTS[kind]
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", shards=3)
+    spoil(checkpoint)
+    capsys.readouterr()
+    flags = ("--checkpoint_dir", checkpoint, "--output_dir", tmp_path / "out" / "engine")
+    assert message in refusal(capsys, *flags, "--executors", "torch")
+    assert not list((tmp_path / "out").glob("**/*"))
 
 
 def test_without_tensorrt_the_way_out_is_said(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from trt_resa.cli import main
 from trt_resa.config import BuildConfig, SparseAttentionConfig
 from trt_resa.engine_dir import segment_engine
 
-pytest.importorskip("tensorrt_rtx")
+VERSION = pytest.importorskip("tensorrt_rtx").__version__
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +69,25 @@ def test_layers_of_a_directory_without_engines(
     assert "leave out --layers" in refusal(capsys, path, "--layers")
 
 
+def test_engines_of_another_version(
+    engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(engine, tmp_path / "engine")
+    config = json.loads((copy / "config.json").read_text())
+    config["build_info"]["tensorrt_version"] = "1.2.3.4"
+    (copy / "config.json").write_text(json.dumps(config))
+    line = refusal(capsys, copy, "--layers")
+    assert f"built with tensorrt_rtx 1.2.3.4 and this is tensorrt_rtx {VERSION}" in line
+    assert "build the engine again with trt-resa build-engine, or install" in line
+    config["version"] = 0
+    (copy / "config.json").write_text(json.dumps(config))
+    assert "has engine format version 0; this trt_resa reads version 1" in refusal(capsys, copy)
+
+
 def test_a_file_that_is_no_engine_has_no_layers(
     engine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    copy = tmp_path / "engine"
-    copy.mkdir()
-    for file in engine.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
+    copy = shutil.copytree(engine, tmp_path / "engine")
     (copy / segment_engine(0)).write_bytes(b"not an engine" * 100)
     line = refusal(capsys, copy, "--layers")
     assert "could not load segment_000.engine" in line
