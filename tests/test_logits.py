@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.builder.quantized_files import quantize_checkpoint
 from tests.checkpoints import ROPE, tiny_checkpoint
 from tests.conftest import build_torch_engine
 from tests.driver import OneSequence
@@ -42,6 +43,23 @@ def test_tiny_models_agree_with_transformers(family: str, rope: str, tmp_path: P
     with torch.inference_mode():
         expected = oracle(torch.tensor([tokens])).logits[0]
     assert worst_row(executor_logits(engine, tokens, 600), expected) <= 1e-4
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_int4_checkpoints_agree_with_their_dequantized_weights(method: str, tmp_path: Path) -> None:
+    """AWQ and GPTQ files, through an engine directory, against a plain model of the same values."""
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = tiny_checkpoint(tmp_path / "checkpoint", "qwen2")
+    oracle = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    for module, weight in quantize_checkpoint(checkpoint, method).items():
+        values = torch.from_numpy(weight.values()).T
+        oracle.get_submodule(module).weight.data = values.contiguous()
+    engine = build_torch_engine(checkpoint, tmp_path / "engine")
+    tokens = torch.randint(0, 256, (60,), generator=torch.Generator().manual_seed(2)).tolist()
+    with torch.inference_mode():
+        expected = oracle(torch.tensor([tokens])).logits[0]
+    assert worst_row(executor_logits(engine, tokens, 40), expected) <= 1e-4
 
 
 def test_the_real_model_agrees_with_transformers(

@@ -30,8 +30,12 @@ def sparse_attention(
     places = indices[..., None] * block_size + torch.arange(block_size, device=q.device)
     valid = (places < kv_lens[:, None, None, None]) & (selection >= 0)[..., None]
     valid = valid.reshape(batch, kv_heads, 1, -1)
-    keys = kv[pool, 0, heads].reshape(batch, kv_heads, -1, head_dim)
-    values = kv[pool, 1, heads].reshape(batch, kv_heads, -1, head_dim)
+    # As rows of one head's block, keys of a pool block first: copied whole, which is fast.
+    stored = kv.view(-1, block_size * head_dim)
+    of_keys = (pool * (2 * kv_heads) + heads).flatten()
+    shape = (batch, kv_heads, -1, head_dim)
+    keys = stored.index_select(0, of_keys).view(shape)
+    values = stored.index_select(0, of_keys + kv_heads).view(shape)
     grouped = q.view(batch, kv_heads, -1, head_dim)
     return _attend(grouped, keys, values, valid).reshape(batch, q_heads, head_dim)
 
@@ -70,11 +74,12 @@ def _attend(
 ) -> torch.Tensor:
     """softmax(q k / sqrt(d)) v over the valid places; [B, H, rows, d] each, valid broadcast.
 
-    Values of places that no row may see are zeroed: garbage there could be NaN, and 0 * NaN is NaN.
+    ``keys`` and ``values`` are the caller's copies: places that no row may see are zeroed in them,
+    since garbage there could be NaN, and 0 * NaN is NaN.
     """
     unseen = ~valid.any(dim=2)[..., None]
-    keys = keys.masked_fill(unseen, 0)
-    values = values.masked_fill(unseen, 0)
+    keys.masked_fill_(unseen, 0)
+    values.masked_fill_(unseen, 0)
     mask = valid.expand(q.shape[0], q.shape[1], q.shape[2], valid.shape[-1])
     return torch.nn.functional.scaled_dot_product_attention(
         q, keys.to(q.dtype), values.to(q.dtype), attn_mask=mask
