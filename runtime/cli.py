@@ -80,12 +80,13 @@ def generate(
         if chat:
             texts = [_chat(llm, text) for text in texts]
         start = time.perf_counter()
-        results = _run(llm, texts, params, None)
-        seconds = time.perf_counter() - start
+        results, first = _run(llm, texts, params)
+        end = time.perf_counter()
         if stats:
-            _print_stats(results, seconds)
+            _print_stats(results, end - start, None if first is None else end - first)
         if compare:
-            for result, dense in zip(results, _quietly(llm, texts, params, compare), strict=True):
+            others = llm.generate(texts, params, rectify_mode=compare)
+            for result, dense in zip(results, others, strict=True):
                 for output, other in zip(result.outputs, dense.outputs, strict=True):
                     _note(_comparison(output.token_ids, other.token_ids, compare))
 
@@ -114,42 +115,45 @@ def _chat(llm: LLM, text: str) -> str:
 
 
 def _run(
-    llm: LLM, texts: list[str], params: SamplingParams, mode: RectifyMode | None
-) -> list[RequestOutput]:
-    """Print a single completion as it comes, several when they are done."""
+    llm: LLM, texts: list[str], params: SamplingParams
+) -> tuple[list[RequestOutput], float | None]:
+    """Print a single completion as it comes, several when they are done.
+
+    Also returns when the first token of a single completion came.
+    """
     if len(texts) > 1 or params.n > 1:
-        results = llm.generate(texts, params, rectify_mode=mode)
+        results = llm.generate(texts, params)
         for number, result in enumerate(results):
             for output in result.outputs:
                 click.echo(f"[{number}.{output.index}] {output.text}")
-        return results
-    handle = llm.generate_async(texts[0], params, streaming=True, rectify_mode=mode)
+        return results, None
+    handle, first = llm.generate_async(texts[0], params, streaming=True), None
     for result in handle:
+        first = first or time.perf_counter()
         click.echo(result.outputs[0].text_diff, nl=False)
         sys.stdout.flush()
     click.echo()
-    return [handle.result()]
+    return [handle.result()], first
 
 
-def _quietly(
-    llm: LLM, texts: list[str], params: SamplingParams, mode: RectifyMode
-) -> list[RequestOutput]:
-    return llm.generate(texts, params, rectify_mode=mode)
-
-
-def _print_stats(results: list[RequestOutput], seconds: float) -> None:
+def _print_stats(
+    results: list[RequestOutput], seconds: float, decode_seconds: float | None
+) -> None:
+    """``decode_seconds``: from the first token of a single completion to the last."""
     outputs = [output for result in results for output in result.outputs]
     tokens = sum(len(output.token_ids) for output in outputs)
     prompt = sum(len(result.prompt_token_ids) for result in results)
+    speed = f"{tokens / seconds:.1f} tokens/s with prefill"
+    if decode_seconds and tokens > 1:
+        speed = (
+            f"first token after {seconds - decode_seconds:.2f} s, then "
+            f"{(tokens - 1) / decode_seconds:.1f} tokens/s"
+        )
+    _note(f"{prompt} prompt tokens, {tokens} new tokens in {seconds:.2f} s: {speed}")
     counts = total(output.stats for output in outputs)
     _note(
-        f"{prompt} prompt tokens, {tokens} new tokens in {seconds:.2f} s with prefill: "
-        f"{tokens / seconds:.1f} tokens/s"
-    )
-    _note(
-        f"{counts.sparse_steps} sparse steps attended to {counts.attended_share:.1%} of the "
-        "blocks; "
-        f"{counts.dense_passes} dense passes of {counts.dense_rows} tokens; "
+        f"{counts.sparse_steps} sparse steps attended to {counts.attended_share:.1%} of the blocks, "
+        f"{counts.dense_passes} dense passes of {counts.dense_rows} tokens: "
         f"{counts.read_share:.1%} of the cache reads of dense decoding in all"
     )
     if counts.drafts:
