@@ -2,6 +2,8 @@
 
 #include "trt_resa/dense_attention.h"
 
+#include <string_view>
+
 #include "dense_launch.h"
 
 namespace trt_resa {
@@ -22,6 +24,10 @@ int32_t check_extents(const Params& p) {
   if (p.num_rows < 0 || p.batch_size < 0) return TRT_RESA_BAD_EXTENT;
   if (p.num_rows == 0 || p.batch_size == 0) return TRT_RESA_OK;
   if (p.max_blocks_per_seq < 1 || p.num_blocks < 1) return TRT_RESA_BAD_EXTENT;
+  // Blocks times heads are counted in 32 bits; a pool of more would have terabytes.
+  if (static_cast<int64_t>(p.num_blocks) * 2 * p.kv_heads > INT32_MAX - p.kv_heads) {
+    return TRT_RESA_BAD_EXTENT;
+  }
   // Written so that NaN is refused too.
   if (!(p.softmax_scale > 0.0f)) return TRT_RESA_BAD_SCALE;
   return TRT_RESA_OK;
@@ -41,9 +47,16 @@ bool many_rows_per_sequence(const Params& p) {
   return mean_rows * (p.q_heads / p.kv_heads) > 16;
 }
 
+// wgmma exists in machine code for 90a alone; a library for 90 runs the portable path there.
+constexpr bool kHasHopperCode =
+    std::string_view(TRT_RESA_ARCHITECTURES).find("90a") != std::string_view::npos;
+
 template <typename T>
 int32_t launch_path(const Args& a, const Device& device, void* stream) {
-  return launch_portable<T>(a, device, many_rows_per_sequence(a.p), stream);
+  const bool many_rows = many_rows_per_sequence(a.p);
+  const bool hopper = kHasHopperCode && device.major == 9 && device.minor == 0;
+  if (hopper && many_rows && a.p.head_dim != 96) return launch_hopper<T>(a, device, stream);
+  return launch_portable<T>(a, device, many_rows, stream);
 }
 
 }  // namespace
@@ -83,6 +96,7 @@ extern "C" int32_t trt_resa_dense_attention(const trt_resa_dense_attention_param
   dense::Args a = {};
   a.p = *params;
   a.group = params->q_heads / params->kv_heads;
+  a.block_shift = params->block_size == 16 ? 4 : params->block_size == 32 ? 5 : 6;
   a.scale_log2 = params->softmax_scale * kLog2E;
   dense::lay_out_workspace(device, params->head_dim, params->workspace, a.partials);
   return params->dtype == TRT_RESA_FLOAT16 ? dense::launch_path<__half>(a, device, stream)

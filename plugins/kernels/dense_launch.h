@@ -62,5 +62,9 @@ int32_t launch_with_merge(void (*kernel)(KernelArgs), const KernelArgs& kernel_a
 template <typename T>
 int32_t launch_portable(Args a, const Device& device, bool many_rows, void* stream);
 
+// Head dimensions 64, 128 and 256, on compute capability 9.0 from machine code for 90a.
+template <typename T>
+int32_t launch_hopper(const Args& a, const Device& device, void* stream);
+
 }  // namespace dense
 }  // namespace trt_resa

@@ -82,7 +82,7 @@ struct TileLoader {
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
       const int key = tile * Tile::kKeys + group * kGroup;
-      const int block = key / a.p.block_size;
+      const int block = key >> a.block_shift;
       ids[group] = key < kv_len && block < a.p.max_blocks_per_seq ? blocks[block] : -1;
     }
   }
@@ -91,6 +91,7 @@ struct TileLoader {
   __device__ void load(int tile, uint32_t shared_keys) const {
     const int chunk = threadIdx.x % kLanes;
     if (kLanes != kChunks && chunk >= kChunks) return;
+    const int in_block = a.p.block_size - 1;  // the bits of a key that are its slot
     const T* kv = static_cast<const T*>(a.p.kv) + chunk * kVecSize;
     const int64_t to_values = static_cast<int64_t>(a.p.kv_heads) * a.p.block_size * kHeadDim;
 #pragma unroll
@@ -99,10 +100,8 @@ struct TileLoader {
       const int id = ids[pass * kRowsPerPass / kGroup];
       const int key = tile * Tile::kKeys + row;
       const bool valid = key < kv_len && id >= 0 && id < a.p.num_blocks;
-      const int slot = key % a.p.block_size;
-      const T* source =
-          kv + ((static_cast<int64_t>(id) * 2 * a.p.kv_heads + kv_head) * a.p.block_size + slot) *
-                   kHeadDim;
+      const int64_t block = static_cast<int64_t>(id) * 2 * a.p.kv_heads + kv_head;
+      const T* source = kv + ((block << a.block_shift) + (key & in_block)) * kHeadDim;
       const uint32_t target = shared_keys + chunk_offset<kHeadDim>(row, chunk);
       cp_async_16(target, valid ? source : kv, valid);
       cp_async_16(target + Tile::kTileBytes, valid ? source + to_values : kv, valid);
@@ -291,7 +290,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
   const int warp_key = warp / Tile::kRowWarps * Tile::kWarpKeys;
   allow_next_kernel();
 
-  const float scale = choose_split<Tile, Tile::kThreads>(a);
+  const float scale = choose_split<Tile, Tile::kThreads>(
+      a, *reinterpret_cast<SplitScratch<Tile::kThreads>*>(shared));
   for (int round = 0;; ++round) {
     const Unit unit = find_unit<Tile>(a, scale, round);
     if (unit.index < 0) break;

@@ -45,6 +45,7 @@ struct Args {
   SoftmaxPartials partials;  // max_partials slots of Tile::kRows rows
   int group;                 // query heads of a KV head
   int blocks;                // grid of the attention kernel
+  int block_shift;           // log2(block_size)
   float scale_log2;          // softmax_scale * log2(e)
 };
 
@@ -65,8 +66,9 @@ struct Sequence {
   __device__ int pieces(float scale) const {
     return max(1, min(key_tiles, static_cast<int>(static_cast<float>(key_tiles) * scale)));
   }
+  // The first key tile of a piece; the first pieces may be one tile longer than the last.
   __device__ int piece_begin(int piece, int pieces) const {
-    return static_cast<int>(static_cast<int64_t>(key_tiles) * piece / pieces);
+    return piece * (key_tiles / pieces) + min(piece, key_tiles % pieces);
   }
 };
 
@@ -86,14 +88,19 @@ __device__ Sequence read_sequence(const Args& a, int index) {
   return s;
 }
 
+// Shared memory for choose_split, free again after it.
+template <int kThreads>
+struct SplitScratch {
+  int units[kThreads / 32][kCandidates];
+  int longest[kThreads / 32][kCandidates];
+};
+
 // The pieces per key tile: pieces(scale) of a sequence. All threads of the block call it; the same
 // value everywhere, in the attention and the merging kernel. Each candidate is judged by the rounds
 // that its units need, a round being as long as the longest piece.
 template <typename Tile, int kThreads>
-__device__ float choose_split(const Args& a) {
+__device__ float choose_split(const Args& a, SplitScratch<kThreads>& scratch) {
   constexpr int kWarps = kThreads / 32;
-  __shared__ int units[kWarps][kCandidates];
-  __shared__ int longest[kWarps][kCandidates];
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
 
@@ -115,14 +122,15 @@ __device__ float choose_split(const Args& a) {
     my_units += s.row_tiles * a.p.kv_heads * pieces;
     my_longest = max(my_longest, (s.key_tiles - 1) / pieces + 1);
   }
-  units[warp][lane] = my_units;
-  longest[warp][lane] = my_longest;
+  scratch.units[warp][lane] = my_units;
+  scratch.longest[warp][lane] = my_longest;
   __syncthreads();
   for (int i = 1; i < kWarps; ++i) {
     const int other = (warp + i) % kWarps;
-    my_units += units[other][lane];
-    my_longest = max(my_longest, longest[other][lane]);
+    my_units += scratch.units[other][lane];
+    my_longest = max(my_longest, scratch.longest[other][lane]);
   }
+  __syncthreads();
 
   const int rounds = (my_units + a.blocks - 1) / a.blocks;
   float best = static_cast<float>(rounds) * (static_cast<float>(my_longest) + kUnitOverhead);
@@ -202,6 +210,14 @@ struct Unit {
   int tile_end = 0;
   int partial = -1;  // where the state goes, or -1: the rows are finished here
 
+  // Tells the compiler that all lanes agree, so that loops over the unit need no divergent code.
+  __device__ void make_uniform() {
+    for (int* value : {&sequence.first_row, &sequence.rows, &sequence.kv_len, &index, &kv_head,
+                       &first_index, &tile_begin, &tile_end, &partial}) {
+      *value = __shfl_sync(kAllLanes, *value, 0);
+    }
+  }
+
   __device__ int rows(const Args& a, int tile_rows) const {
     return min(tile_rows, sequence.rows * a.group - first_index);
   }
@@ -238,6 +254,7 @@ __device__ Unit find_unit(const Args& a, float scale, int round) {
   unit.tile_begin = s.piece_begin(piece, found.pieces);
   unit.tile_end = min(s.piece_begin(piece + 1, found.pieces), seen_tiles);
   if (found.pieces > 1) unit.partial = found.partials_before + found.local;
+  unit.make_uniform();
   return unit;
 }
 
