@@ -152,8 +152,8 @@ def _print_stats(
     _note(f"{prompt} prompt tokens, {tokens} new tokens in {seconds:.2f} s: {speed}")
     counts = total(output.stats for output in outputs)
     _note(
-        f"{counts.sparse_steps} sparse steps attended to {counts.attended_share:.1%} of the blocks, "
-        f"{counts.dense_passes} dense passes of {counts.dense_rows} tokens: "
+        f"{counts.sparse_steps} sparse steps attended to {counts.attended_share:.1%} of the "
+        f"blocks, {counts.dense_passes} dense passes of {counts.dense_rows} tokens: "
         f"{counts.read_share:.1%} of the cache reads of dense decoding in all"
     )
     if counts.drafts:
