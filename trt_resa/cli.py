@@ -16,6 +16,7 @@ from trt_resa.version import __version__
 
 _COMMANDS = {
     "build-engine": "trt_resa.builder.cli:build_engine",
+    "export-onnx": "trt_resa.builder.onnx_cli:export_onnx",
     "generate": "trt_resa.runtime.cli:generate",
     "inspect": "trt_resa.inspect_cli:inspect",
 }

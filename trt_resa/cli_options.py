@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,13 +25,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 SPARSE_SECTION = "sparse_attention_config"
 
 
-def options_of(*classes: type, prefix: str = "") -> Callable[[F], F]:
-    """Decorator that adds one option per field of each dataclass; see ``given`` for the values."""
+def options_of(
+    *classes: type, prefix: str = "", only: Collection[str] | None = None
+) -> Callable[[F], F]:
+    """Decorator that adds one option per field of each dataclass; see ``given`` for the values.
+
+    ``only``: names of the fields that get one; None: all of them.
+    """
 
     def decorate(function: F) -> F:
         for cls in reversed(classes):
             hints = typing.get_type_hints(cls, include_extras=True)
             for field in reversed(dataclasses.fields(cls)):
+                if only is not None and field.name not in only:
+                    continue
                 function = _option(field, hints[field.name], prefix)(function)
         return function
 
@@ -40,7 +47,7 @@ def options_of(*classes: type, prefix: str = "") -> Callable[[F], F]:
 
 def given(cls: type, flags: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The fields of ``cls`` that were given as flags."""
-    values = {field.name: flags[prefix + field.name] for field in dataclasses.fields(cls)}
+    values = {field.name: flags.get(prefix + field.name) for field in dataclasses.fields(cls)}
     return {name: value for name, value in values.items() if value not in (None, ())}
 
 
