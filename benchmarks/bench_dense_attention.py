@@ -1,9 +1,9 @@
 """Time dense_attention at the shapes of Qwen2.5-7B against PyTorch's SDPA in the same run.
 
-28 query heads, 4 KV heads, head_dim 128, fp16, blocks of 16 in shuffled order. SDPA reads contiguous
-K/V with ``enable_gqa=True`` and no mask, so it also computes the scores that causality hides (a
-prefill chunk of 4,096 against 128K: 1.6 % more). Each figure is the median over replays of a CUDA
-graph that holds one launch, the L2 cache overwritten before each. Run on a GPU:
+28 query heads, 4 KV heads, head_dim 128, fp16, blocks of 16 in shuffled order. SDPA reads
+contiguous K/V with ``enable_gqa=True`` and no mask, so it also computes the scores that causality
+hides (a prefill chunk of 4,096 against 128K: 1.6 % more). Each figure is the median over replays of
+a CUDA graph that holds one launch, the L2 cache overwritten before each. Run on a GPU:
 ``python benchmarks/bench_dense_attention.py [--json FILE] [--only SUBSTRING]``.
 """
 

@@ -1,4 +1,5 @@
-/* dense_attention: causal attention of n >= 1 query rows per sequence over the whole paged cache. */
+/* dense_attention: causal attention of n >= 1 query rows per sequence over the whole paged cache.
+ */
 #ifndef TRT_RESA_DENSE_ATTENTION_H
 #define TRT_RESA_DENSE_ATTENTION_H
 
@@ -16,7 +17,8 @@ extern "C" {
  * are in the cache already (kv_append). Sequences without rows, rows from cu_query_lens[B] on
  * (padding of a captured graph), and sequences whose row range or kv_len is impossible are ignored:
  * their part of `out` is not written. Slots behind kv_len and blocks of no sequence may hold
- * anything. Keys and values of a block whose block_table entry is no block of the pool read as zero.
+ * anything. Keys and values of a block whose block_table entry is no block of the pool read as
+ * zero.
  */
 typedef struct trt_resa_dense_attention_params {
   /* inputs */
@@ -47,8 +49,8 @@ TRT_RESA_API size_t trt_resa_sizeof_dense_attention_params(void);
 /* Writes the bytes of workspace that a launch with these parameters needs on the current device to
  * *bytes. Pointers are not looked at. The size depends on head_dim and the device alone, so one
  * workspace serves every batch. */
-TRT_RESA_API int32_t trt_resa_dense_attention_workspace(
-    const trt_resa_dense_attention_params* params, size_t* bytes);
+TRT_RESA_API int32_t
+trt_resa_dense_attention_workspace(const trt_resa_dense_attention_params* params, size_t* bytes);
 
 /* `params` is read during the call only. The grid depends on the extents and the device alone, so a
  * captured launch replays with other contents of every array. Equal inputs give equal bits. */

@@ -1,4 +1,5 @@
-/* recompute_summaries: the summaries of a range of blocks of each sequence, from its cached keys. */
+/* recompute_summaries: the summaries of a range of blocks of each sequence, from its cached keys.
+ */
 #ifndef TRT_RESA_RECOMPUTE_SUMMARIES_H
 #define TRT_RESA_RECOMPUTE_SUMMARIES_H
 
@@ -39,8 +40,8 @@ TRT_RESA_API size_t trt_resa_sizeof_recompute_summaries_params(void);
 
 /* `params` is read during the call only. The grid depends on the extents alone, so a captured
  * launch replays with other contents of every array. */
-TRT_RESA_API int32_t trt_resa_recompute_summaries(
-    const trt_resa_recompute_summaries_params* params, void* stream);
+TRT_RESA_API int32_t trt_resa_recompute_summaries(const trt_resa_recompute_summaries_params* params,
+                                                  void* stream);
 
 #ifdef __cplusplus
 }
