@@ -10,6 +10,7 @@ import torch
 
 from trt_resa.builder.gguf_checkpoint import GgufCheckpoint
 from trt_resa.builder.safetensors_checkpoint import SafetensorsCheckpoint
+from trt_resa.builder.trtllm_checkpoint import RANK_FILES, TrtllmCheckpoint
 from trt_resa.errors import CheckpointError
 from trt_resa.int4 import Int4Weight
 from trt_resa.model_config import ModelConfig
@@ -63,7 +64,8 @@ class Checkpoint(Protocol):
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Open a Hugging Face directory with safetensors, a GGUF file, or a directory holding one.
+    """Open a checkpoint: a Hugging Face directory with safetensors, a GGUF file or a directory
+    holding one, or a TensorRT-LLM checkpoint of one rank.
 
     Raises CheckpointError when there is none, or it is damaged or of an unsupported kind.
     """
@@ -81,6 +83,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
                 "and *.safetensors"
             )
         return GgufCheckpoint(path)
+    if any(path.glob(RANK_FILES)):
+        return TrtllmCheckpoint(path)
     if any(path.glob("*.safetensors*")):
         return SafetensorsCheckpoint(path)
     gguf_files = sorted(path.glob("*.gguf"))

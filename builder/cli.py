@@ -66,7 +66,7 @@ def _memories(_: click.Context, __: click.Parameter, text: str) -> tuple[float, 
     "--checkpoint_dir",
     type=click.Path(path_type=Path),
     required=True,
-    help="Hugging Face model directory with safetensors, or a GGUF file",
+    help="Hugging Face model directory with safetensors, a GGUF file, or a TensorRT-LLM checkpoint",
 )
 @click.option("--output_dir", type=click.Path(path_type=Path), help="engine directory to write")
 @click.option(

@@ -2,47 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from trt_resa.builder.hf_config import eos_token_ids, model_config, sliding_window
 from trt_resa.builder.int4_checkpoint import Int4Reader, int4_reader
+from trt_resa.builder.safetensors_files import (
+    FLOAT_TYPES,
+    Entry,
+    headers_sha256,
+    read_header,
+    read_json,
+    read_tensor,
+    save_tokenizer,
+)
 from trt_resa.errors import CheckpointError
 from trt_resa.int4 import Int4Weight, dequantize
 
 INDEX = "model.safetensors.index.json"
-
-#: Names in a safetensors header of the element types that a weight may have.
-FLOAT_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """Where a tensor lies, and what its header says."""
-
-    file: Path
-    shape: tuple[int, ...]
-    dtype: str
 
 
 class SafetensorsCheckpoint:
@@ -55,7 +34,7 @@ class SafetensorsCheckpoint:
         self.model = model_config(config, eos_token_ids(generation, config), path)
         self.sliding_window = sliding_window(config)
         self._files = tuple(_weight_files(path))
-        self._entries = {name: entry for file in self._files for name, entry in _read_header(file)}
+        self._entries = {name: entry for file in self._files for name, entry in read_header(file)}
         self._int4: Int4Reader | None = int4_reader(config, path)
         self.dtype = self._stored_dtype()
 
@@ -63,7 +42,7 @@ class SafetensorsCheckpoint:
         """The embedding's element type: no quantization touches it."""
         return FLOAT_TYPES[self._float_entry("model.embed_tokens.weight").dtype]
 
-    def _entry(self, name: str) -> _Entry:
+    def _entry(self, name: str) -> Entry:
         if name not in self._entries:
             raise CheckpointError(
                 f"checkpoint {self.path} has no tensor {name}, which a {self.model.model_type} "
@@ -71,7 +50,7 @@ class SafetensorsCheckpoint:
             )
         return self._entries[name]
 
-    def _float_entry(self, name: str) -> _Entry:
+    def _float_entry(self, name: str) -> Entry:
         entry = self._entry(name)
         if entry.dtype not in FLOAT_TYPES:
             raise CheckpointError(
@@ -110,56 +89,16 @@ class SafetensorsCheckpoint:
         return self._read(name) if name in self._entries else None
 
     def _read(self, name: str) -> torch.Tensor:
-        """A copy: what the library returns is backed by the mapped file, and would keep it."""
-        file = self._entry(name).file
-        try:
-            with safe_open(file, framework="pt") as opened:
-                return opened.get_tensor(name).clone()
-        except (OSError, SafetensorError) as error:
-            raise _unreadable(file, error) from None
+        return read_tensor(self._entry(name).file, name)
 
     def sha256(self) -> str:
-        digest = hashlib.sha256()
-        for name in ("config.json", "generation_config.json"):
-            if (self.path / name).is_file():
-                digest.update((self.path / name).read_bytes())
-        for file in self._files:
-            digest.update(f"{file.name}:{file.stat().st_size}\n".encode())
-            with file.open("rb") as opened:
-                header_size = opened.read(8)
-                digest.update(header_size + opened.read(int.from_bytes(header_size, "little")))
-        return digest.hexdigest()
+        return headers_sha256(self.path, self._files)
 
     def save_tokenizer(self, directory: Path) -> None:
-        present = [file for name in TOKENIZER_FILES if (file := self.path / name).is_file()]
-        if (self.path / "tokenizer.json").is_file():
-            for file in present:
-                shutil.copyfile(file, directory / file.name)
-        elif any(file.name in ("vocab.json", "tokenizer.model") for file in present):
-            _convert_tokenizer(self.path, directory)
+        save_tokenizer(self.path, directory)
 
     def largest_shard_bytes(self) -> int:
         return max(file.stat().st_size for file in self._files)
-
-
-def read_json(path: Path, required: bool) -> dict[str, Any]:
-    """The mapping in a JSON file; empty when the file is absent and not required."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        if not required:
-            return {}
-        raise CheckpointError(
-            f"checkpoint {path.parent} has no {path.name}; give the directory of a Hugging Face "
-            "model"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error}); download the checkpoint again"
-        ) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not {type(content).__name__}")
-    return content
 
 
 def _weight_files(path: Path) -> Iterator[Path]:
@@ -176,32 +115,3 @@ def _weight_files(path: Path) -> Iterator[Path]:
                 f"checkpoint {path} lacks {name}, which {INDEX} names; download it again"
             )
         yield path / name
-
-
-def _read_header(file: Path) -> Iterator[tuple[str, _Entry]]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - not a dict
-                part = opened.get_slice(name)
-                yield name, _Entry(file, tuple(part.get_shape()), part.get_dtype())
-    except (OSError, SafetensorError) as error:
-        raise _unreadable(file, error) from None
-
-
-def _unreadable(file: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"{file} is no whole safetensors file ({error}); download the checkpoint again"
-    )
-
-
-def _convert_tokenizer(source: Path, directory: Path) -> None:
-    """Files of a tokenizer without tokenizer.json, converted by Hugging Face."""
-    from transformers import AutoTokenizer
-
-    try:
-        AutoTokenizer.from_pretrained(source).save_pretrained(directory)
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(
-            f"the tokenizer of {source} cannot be converted ({reason}); add its tokenizer.json"
-        ) from None
