@@ -11,12 +11,7 @@ namespace dense {
 constexpr int kMergeThreads = 256;
 
 // One thread block per row of a row tile at a time. A group of threads holds the row, four columns
-// each; the groups share the pieces, then one merges the others.
-//
-// The first item is computed twice. The first time is a rehearsal, while the attention kernel still
-// runs: it merges some memory that is not written meanwhile, stores nothing, and brings the code
-// into the instruction cache. Between layers the L2 cache is swept by the weights, and fetching
-// code from memory takes longer than merging.
+// each; the groups share the pieces, then the first merges the others.
 template <typename T, typename Tile>
 __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_constant__ Args a) {
   constexpr int kHeadDim = Tile::kHeadDim;
@@ -30,42 +25,34 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_const
 
   // The cut depends on nothing that the attention kernel writes.
   const float scale = choose_split<Tile, kMergeThreads>(a, scratch);
-  bool rehearsing = true;
-  for (int item = blockIdx.x;;) {
+  wait_for_previous_kernel();
+  for (int item = blockIdx.x;; item += gridDim.x) {
     const Found found = find_item<Tile, true>(a, scale, item / Tile::kRows);
     if (found.index < 0) break;
     const Sequence& s = found.sequence;
     const int row_tile = s.row_tiles - 1 - found.local / a.p.kv_heads;
     const int kv_head = found.local % a.p.kv_heads;
     const int index = row_tile * Tile::kRows + item % Tile::kRows;
-    const bool active = rehearsing || index < s.rows * a.group;
+    if (index >= s.rows * a.group) continue;
 
     // Pieces that begin behind the last visible key were not computed for this row.
     const int visible_tiles = (s.visible(index, a.group) - 1) / Tile::kKeys + 1;
     int pieces = found.pieces;
     while (s.piece_begin(pieces - 1, found.pieces) >= visible_tiles) --pieces;
 
-    SoftmaxPartials partials = a.partials;
-    int row = item % Tile::kRows;
-    int first = found.partials_before + found.local;
-    int step = s.row_tiles * a.p.kv_heads;
-    if (rehearsing) {
-      // The cache: at least one block, which is longer than one row of a partial state.
-      partials.accumulators = static_cast<float*>(const_cast<void*>(a.p.kv));
-      partials.states = static_cast<SoftmaxState*>(const_cast<void*>(a.p.kv));
-      row = first = step = 0;
-    }
+    const int row = item % Tile::kRows;
+    const int first = found.partials_before + found.local;
+    const int step = s.row_tiles * a.p.kv_heads;
     SoftmaxState state;
     float merged[4] = {};
-    if (group < kGroups && active) {
-      const int end = rehearsing ? 1 : first + pieces * step;
-      merge_partials<kHeadDim>(partials, Tile::kRows, row, first + group * step, end,
-                               max(kGroups * step, 1), lane * 4, state, merged);
+    if (group < kGroups) {
+      merge_partials<kHeadDim>(a.partials, Tile::kRows, row, first + group * step,
+                               first + pieces * step, kGroups * step, lane * 4, state, merged);
       columns[group][lane] = make_float4(merged[0], merged[1], merged[2], merged[3]);
       if (lane == 0) states[group] = state;
     }
     __syncthreads();
-    if (group == 0 && active) {
+    if (group == 0) {
 #pragma unroll 1
       for (int i = 1; i < kGroups; ++i) {
         const SoftmaxMerge merge = softmax_merge(state, states[i]);
@@ -83,20 +70,11 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_const
       const int64_t out_row = s.first_row + index / a.group;
       T* target = static_cast<T*>(a.p.out) + lane * 4 +
                   (out_row * a.p.q_heads + kv_head * a.group + index % a.group) * kHeadDim;
-      if (!rehearsing) {
-        *reinterpret_cast<uint2*>(target) = make_uint2(reinterpret_cast<const uint32_t&>(low),
-                                                       reinterpret_cast<const uint32_t&>(high));
-      }
+      *reinterpret_cast<uint2*>(target) = make_uint2(reinterpret_cast<const uint32_t&>(low),
+                                                     reinterpret_cast<const uint32_t&>(high));
     }
     __syncthreads();
-    if (rehearsing) {
-      wait_for_previous_kernel();
-      rehearsing = false;
-    } else {
-      item += gridDim.x;
-    }
   }
-  if (rehearsing) wait_for_previous_kernel();
 }
 
 }  // namespace dense
