@@ -226,3 +226,39 @@ def input_type(name: str) -> str:
         return "tensor(float)"
     (spec,) = (spec for spec in contract.INPUTS if spec.name == name)
     return f"tensor({spec.dtype})"
+
+
+@pytest.mark.parametrize("quantization", ["none", "w4a16", "awq"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_tensorrts_parser_takes_everything_but_the_plugin(
+    dtype: str, quantization: str, tmp_path: Path
+) -> None:
+    """TensorRT-RTX has TensorRT's parser but no plugins: a slice of qkv stands in for attention."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    checkpoint = tiny_checkpoint(tmp_path / "c", "qwen2")
+    if quantization == "awq":
+        quantize_checkpoint(checkpoint, "awq")
+    source = planned(checkpoint, dtype, quantization=quantization.replace("awq", "none"))
+    path = export_onnx(source, tmp_path / "model.onnx")
+    model = onnx.load(path, load_external_data=False)
+    bounds = {"start": [0], "end": [source.model.attention_size], "axis": [1]}
+    model.graph.initializer.extend(
+        onnx.helper.make_tensor(name, onnx.TensorProto.INT64, [1], value)
+        for name, value in bounds.items()
+    )
+    for node in model.graph.node:
+        if node.op_type == plugin_fields.PLUGIN_NAME:
+            node.op_type, node.domain = "Slice", ""
+            node.input[1:] = list(bounds)
+            del node.attribute[:]
+    path.write_bytes(model.SerializeToString())
+    from trt_resa.rtx import LOG
+
+    network = trt.Builder(LOG).create_network(0)
+    parser = trt.OnnxParser(network, LOG)
+    assert parser.parse_from_file(str(path)), [
+        parser.get_error(index).desc() for index in range(parser.num_errors)
+    ]
+    output = network.get_output(0)
+    assert (output.name, output.dtype) == (contract.LOGITS, trt.float32)
+    assert tuple(output.shape) == (-1, source.model.vocab_size)
