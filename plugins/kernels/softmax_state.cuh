@@ -50,6 +50,21 @@ __device__ __forceinline__ SoftmaxMerge softmax_merge(const SoftmaxState& a,
   return out;
 }
 
+// The same of several states at once: their exponentials do not wait for one another.
+template <int kCount>
+__device__ __forceinline__ SoftmaxState softmax_merge(const SoftmaxState (&states)[kCount],
+                                                      float (&scales)[kCount]) {
+  SoftmaxState out;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) out.max = fmaxf(out.max, states[i].max);
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    scales[i] = softmax_rescale(states[i].max, out.max);
+    out.sum += states[i].sum * scales[i];
+  }
+  return out;
+}
+
 // Factor that turns an accumulator into the result.
 __device__ __forceinline__ float softmax_inverse(const SoftmaxState& state) {
   return state.sum == 0.0f ? 0.0f : 1.0f / state.sum;
@@ -61,15 +76,15 @@ struct SoftmaxPartials {
   float* accumulators;   // [slots, rows, head_dim]
 };
 
-// Merges the slots first, first + step, ... below `end` of one row, in this order, into `state` and
-// the four columns from `column` on. Loads run kBatch slots ahead of the merges.
+// Merges the slots first, first + step, ... below `end` of one row into `state` and the four
+// columns from `column` on: kBatch slots at a time, in this order.
 template <int kHeadDim>
 __device__ void merge_partials(const SoftmaxPartials& partials, int rows, int row, int first,
                                int end, int step, int column, SoftmaxState& state,
                                float (&accumulator)[4]) {
   constexpr int kBatch = 8;
   for (int base = first; base < end; base += kBatch * step) {
-    SoftmaxState states[kBatch];
+    SoftmaxState states[kBatch + 1];
     float4 columns[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
@@ -82,15 +97,16 @@ __device__ void merge_partials(const SoftmaxPartials& partials, int rows, int ro
             *reinterpret_cast<const float4*>(partials.accumulators + at * kHeadDim + column);
       }
     }
+    float scales[kBatch + 1];
+    states[kBatch] = state;
+    state = softmax_merge(states, scales);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) accumulator[j] *= scales[kBatch];
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
-      const SoftmaxMerge merged = softmax_merge(state, states[i]);
-      state = merged.state;
       const float other[4] = {columns[i].x, columns[i].y, columns[i].z, columns[i].w};
 #pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        accumulator[j] = accumulator[j] * merged.scale_a + other[j] * merged.scale_b;
-      }
+      for (int j = 0; j < 4; ++j) accumulator[j] += other[j] * scales[i];
     }
   }
 }
