@@ -21,25 +21,20 @@ The last segment then computes nothing that is read, and the runtime should skip
 
 from __future__ import annotations
 
-import contextlib
-import signal
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 
-from trt_resa import contract
-from trt_resa.builder.rtx_layers import SegmentLayers
+from trt_resa.builder.trt_build import add_profiles, failure, row_ranges, write_engine
+from trt_resa.builder.trt_layers import Layers
 from trt_resa.errors import EngineError
 from trt_resa.network import Segment
 from trt_resa.rtx import LOG, trt
 from trt_resa.values import ValueSpec
 
-#: Rows of a dense pass that its kernels are chosen for; a longer chunk fills the GPU just as well.
-_DENSE_OPTIMUM = 512
+_WAY_OUT = "build with --executors torch to run without it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +49,7 @@ class RtxOptions:
 
     def profiles(self) -> tuple[dict[str, tuple[int, int, int]], ...]:
         """(minimum, optimum, maximum) of T and of R, per profile."""
-        batch = self.max_batch_size
-        few = min(contract.max_logit_rows(batch, self.rectify_interval), self.max_num_tokens)
-        rows = {"R": (0, batch, few)}
-        dense = (1, min(_DENSE_OPTIMUM, self.max_num_tokens), self.max_num_tokens)
-        return {"T": (1, batch, few), **rows}, {"T": dense, **rows}
+        return row_ranges(self.max_batch_size, self.max_num_tokens, self.rectify_interval)
 
 
 def build_segment(
@@ -76,30 +67,18 @@ def build_segment(
     LOG.take_errors()  # those of an earlier failure
     builder = trt.Builder(LOG)
     network = builder.create_network(0)
-    layers = SegmentLayers(network, weights, specs)
+    layers = Layers(trt, network, weights)
     try:
-        layers.add(segment)
+        layers.add_inputs(specs[name] for name in segment.inputs)
+        layers.add_nodes(segment.nodes)
+        layers.mark_outputs(segment.outputs)
     except (AttributeError, TypeError):  # a refused layer is None in the bindings
         reason = LOG.take_errors()
         if not reason:
             raise
-        raise _failure(path, reason) from None
+        raise failure(trt, path, reason, _WAY_OUT) from None
     config = _config(builder, segment, specs, options)
-    with path.open("wb") as file, _signals_deferred() as pending:
-        writer, monitor = _Writer(file), _Monitor(pending)
-        config.progress_monitor = monitor
-        built = builder.build_serialized_network_to_stream(network, config, writer)
-    if writer.error is not None:
-        raise EngineError(f"{path} cannot be written ({writer.error}); free some space")
-    if not built:
-        raise _failure(path, LOG.take_errors() or "it gave no reason")
-
-
-def _failure(path: Path, reason: str) -> EngineError:
-    return EngineError(
-        f"TensorRT-RTX {trt.__version__} could not build {path.name}: {reason}; build with "
-        "--executors torch to run without it"
-    )
+    write_engine(trt, LOG, builder, network, config, path, _WAY_OUT)
 
 
 def _config(
@@ -117,69 +96,5 @@ def _config(
                 f"TensorRT-RTX {trt.__version__} cannot target compute capability {capability}; "
                 "leave it out of --compute_capabilities"
             )
-    for ranges in options.profiles():
-        profile = builder.create_optimization_profile()
-        for name in segment.inputs:
-            spec = specs[name]
-            columns = () if spec.columns is None else (spec.columns,)
-            profile.set_shape(name, *((extent, *columns) for extent in ranges[spec.rows]))
-        config.add_optimization_profile(profile)
+    add_profiles(builder, config, (specs[name] for name in segment.inputs), options.profiles())
     return config
-
-
-class _Writer(trt.IStreamWriter):
-    """Streams the engine to a file, so that memory never holds all of it a second time."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        trt.IStreamWriter.__init__(self)
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        try:
-            return self._file.write(data)
-        except OSError as error:
-            self.error = error
-            return 0
-
-
-class _Monitor(trt.IProgressMonitor):
-    """Stops a build at its next step once a signal is pending."""
-
-    def __init__(self, pending: list[int]) -> None:
-        trt.IProgressMonitor.__init__(self)
-        self._pending = pending
-
-    def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-        pass
-
-    def phase_finish(self, phase_name: str) -> None:
-        pass
-
-    def step_complete(self, phase_name: str, step: int) -> bool:
-        return not self._pending
-
-
-@contextlib.contextmanager
-def _signals_deferred() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in the list it yields, and raises the first when it ends.
-
-    A Python handler that raises inside one of TensorRT's callbacks would unwind C++ frames that
-    allow no exception, and end the process without any clean-up.
-    """
-    pending: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield pending
-        return
-    handlers = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # None: set by code outside Python. An ignored signal stays ignored.
-        if signal.getsignal(number) not in (None, signal.SIG_IGN):
-            handlers[number] = signal.signal(number, lambda caught, _: pending.append(caught))
-    try:
-        yield pending
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        if pending:
-            signal.raise_signal(pending[0])

@@ -161,7 +161,7 @@ def test_without_tensorrt_the_way_out_is_said(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    for name in ("trt_resa.rtx", "trt_resa.builder.rtx", "trt_resa.builder.rtx_layers"):
+    for name in ("trt_resa.rtx", "trt_resa.builder.rtx"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     line = refusal(capsys, "--checkpoint_dir", checkpoint, "--output_dir", tmp_path / "engine")
     assert "pip install 'tensorrt-rtx-cu13" in line

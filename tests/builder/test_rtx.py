@@ -23,7 +23,7 @@ from trt_resa.values import value_specs
 
 pytest.importorskip("tensorrt_rtx")
 from trt_resa.builder import rtx
-from trt_resa.builder.rtx_layers import TYPES
+from trt_resa.builder.trt_build import monitor, signals_deferred
 from trt_resa.rtx import check_engine_file, create_context, load_engine, trt
 
 OPTIONS = rtx.RtxOptions(
@@ -110,10 +110,10 @@ def test_a_damaged_engine_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_signal_during_a_build_is_raised_after_it() -> None:
-    with pytest.raises(KeyboardInterrupt), rtx._signals_deferred() as pending:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), signals_deferred() as pending:  # noqa: PT012
         os.kill(os.getpid(), signal.SIGINT)
         assert pending == [signal.SIGINT]
-        assert not rtx._Monitor(pending).step_complete("phase", 0)
+        assert not monitor(trt, pending).step_complete("phase", 0)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -193,7 +193,7 @@ def test_the_engine_inspector_agrees_with_the_contract(tmp_path: Path) -> None:
         assert set(names) == {*segment.inputs, *segment.outputs}
         for name in names:
             spec = specs[name]
-            assert engine.get_tensor_dtype(name) == TYPES[spec.dtype]
+            assert engine.get_tensor_dtype(name) == getattr(trt, spec.dtype)
             columns = () if spec.columns is None else (spec.columns,)
             assert tuple(engine.get_tensor_shape(name)) == (-1, *columns)
             if name in segment.inputs:

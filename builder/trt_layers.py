@@ -1,70 +1,70 @@
-"""Emits the nodes of one segment as layers of a strongly typed TensorRT-RTX network.
+"""Emits the nodes of a network as layers of a strongly typed TensorRT network.
 
-Activations stay in the network's dtype between layers; inside, RMS norm, SwiGLU and the sums of an
-INT4 linear's offsets are computed in fp32, which costs nothing since they fuse into one kernel.
+Written once for both flavours: ``trt`` is the module ``tensorrt`` or ``tensorrt_rtx``. Activations
+stay in the network's dtype between layers; inside, RMS norm, SwiGLU and the sums of an INT4 linear's
+offsets are computed in fp32, which costs nothing since they fuse into one kernel.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from trt_resa.network import INT4_BLOCK, Node, Segment
-from trt_resa.rtx import trt
+from trt_resa.contract import TensorSpec
+from trt_resa.network import INT4_BLOCK, Node
 from trt_resa.values import ValueSpec, linear_size
 
 Tensor = Any  # trt.ITensor; the bindings carry no types
 
-TYPES = {
-    "int32": trt.int32,
-    "float16": trt.float16,
-    "bfloat16": trt.bfloat16,
-    "float32": trt.float32,
-}
+#: Element types that have one name in torch, in TensorRT and here.
 _TORCH_TYPES = {
-    torch.float16: trt.float16,
-    torch.bfloat16: trt.bfloat16,
-    torch.float32: trt.float32,
-    torch.int64: trt.int64,
+    torch.float16: "float16",
+    torch.bfloat16: "bfloat16",
+    torch.float32: "float32",
+    torch.int64: "int64",
 }
 
 _COLUMNS = 1 << 1  # axis mask of a [rows, columns] tensor's columns
 
 
-class SegmentLayers:
-    """Adds a segment to ``network``; its inputs and outputs keep the names of the segment's values.
+class Layers:
+    """Adds inputs, nodes and outputs to ``network``; all keep the names of their values.
 
     TensorRT holds pointers to the constants and copies nothing, so this object (which owns the
     tensors it was given and those it made) must outlive the build.
     """
 
-    def __init__(
-        self, network: Any, weights: Mapping[str, torch.Tensor], specs: Mapping[str, ValueSpec]
-    ) -> None:
+    def __init__(self, trt: Any, network: Any, weights: Mapping[str, torch.Tensor]) -> None:
+        self._trt = trt
         self._network = network
         self._weights = weights
-        self._specs = specs
-        self._alive: list[torch.Tensor] = []
+        self._alive: list[Any] = []
         self._values: dict[str, Tensor] = {}
 
-    def add(self, segment: Segment) -> None:
-        for name in segment.inputs:
-            spec = self._specs[name]
-            shape = (-1,) if spec.columns is None else (-1, spec.columns)
-            tensor = self._network.add_input(name, TYPES[spec.dtype], shape)
-            tensor.set_dimension_name(0, spec.rows)
-            self._values[name] = tensor
-        for node in segment.nodes:
+    def add_inputs(self, specs: Iterable[ValueSpec | TensorSpec]) -> None:
+        """A size that is no number is dynamic, and carries its symbol as its name."""
+        for spec in specs:
+            shape = tuple(int(size) if size.isdigit() else -1 for size in spec.shape)
+            tensor = self._network.add_input(spec.name, getattr(self._trt, spec.dtype), shape)
+            for index, size in enumerate(spec.shape):
+                if not size.isdigit():
+                    tensor.set_dimension_name(index, size)
+            self._values[spec.name] = tensor
+
+    def add_nodes(self, nodes: Iterable[Node]) -> None:
+        for node in nodes:
             inputs = [self._values[name] for name in node.inputs]
             first_layer = self._network.num_layers
-            self._values[node.output] = _EMITTERS[node.op](self, node, inputs)
+            self._values[node.output] = getattr(self, f"_{node.op}")(node, inputs)
             for index in range(first_layer, self._network.num_layers):
                 layer = self._network.get_layer(index)
                 layer.name = f"{node.output}/{index - first_layer}:{layer.type.name.lower()}"
-        for name in segment.outputs:
+
+    def mark_outputs(self, names: Iterable[str]) -> None:
+        for name in names:
             self._values[name].name = name
             self._network.mark_output(self._values[name])
 
@@ -72,11 +72,13 @@ class SegmentLayers:
         return self._output("gather", self._weight(node, "weight"), inputs[0], 0)
 
     def _rms_norm(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
-        x = self._cast(inputs[0], trt.float32)
+        x = self._cast(inputs[0], self._trt.float32)
         square = self._elementwise("PROD", x, x)
-        mean = self._output("reduce", square, trt.ReduceOperation.AVG, _COLUMNS, True)
+        mean = self._output("reduce", square, self._trt.ReduceOperation.AVG, _COLUMNS, True)
         eps = self._constant(torch.tensor([[float(node.attributes["eps"])]]))
-        rms = self._output("unary", self._elementwise("SUM", mean, eps), trt.UnaryOperation.SQRT)
+        rms = self._output(
+            "unary", self._elementwise("SUM", mean, eps), self._trt.UnaryOperation.SQRT
+        )
         gain = self._constant(self._weights[node.weights["weight"].name].float()[None])
         y = self._elementwise("PROD", self._elementwise("DIV", x, rms), gain)
         return self._cast(y, inputs[0].dtype)
@@ -86,7 +88,7 @@ class SegmentLayers:
         if "qweight" in node.weights:
             y = self._int4_product(node, x)
         else:
-            y = self._product(x, self._weight(node, "weight"), trt.MatrixOperation.TRANSPOSE)
+            y = self._product(x, self._weight(node, "weight"), self._trt.MatrixOperation.TRANSPOSE)
         if "bias" in node.weights:
             bias = self._constant(self._weights[node.weights["bias"].name][None])
             y = self._elementwise("SUM", y, bias)
@@ -101,17 +103,19 @@ class SegmentLayers:
         """
         k, n = linear_size(node)
         packed = self._weights[node.weights["qweight"].name]
-        q = self._constant(packed, trt.int4, (k, n))
+        q = self._constant(packed, self._trt.int4, (k, n))
         w = self._output("dequantize", q, self._weight(node, "scales"), x.dtype)
-        y = self._product(x, w, trt.MatrixOperation.NONE)
+        y = self._product(x, w, self._trt.MatrixOperation.NONE)
         if "offsets" in node.weights:
-            blocks = self._network.add_shuffle(self._cast(x, trt.float32))
+            blocks = self._network.add_shuffle(self._cast(x, self._trt.float32))
             blocks.reshape_dims = (0, k // INT4_BLOCK, INT4_BLOCK)
             means = self._output(
-                "reduce", blocks.get_output(0), trt.ReduceOperation.AVG, 1 << 2, False
+                "reduce", blocks.get_output(0), self._trt.ReduceOperation.AVG, 1 << 2, False
             )
             offsets = self._constant(self._weights[node.weights["offsets"].name] * INT4_BLOCK)
-            share = self._product(self._cast(means, x.dtype), offsets, trt.MatrixOperation.NONE)
+            share = self._product(
+                self._cast(means, x.dtype), offsets, self._trt.MatrixOperation.NONE
+            )
             y = self._elementwise("SUM", y, share)
         return y
 
@@ -122,9 +126,9 @@ class SegmentLayers:
         columns = self._constant(torch.tensor([half]))
         size = self._output("concatenation", [rows, columns])
         gate, up = (
-            self._cast(self._columns_from(x, start, size), trt.float32) for start in (0, half)
+            self._cast(self._columns_from(x, start, size), self._trt.float32) for start in (0, half)
         )
-        sigmoid = self._output("activation", gate, trt.ActivationType.SIGMOID)
+        sigmoid = self._output("activation", gate, self._trt.ActivationType.SIGMOID)
         y = self._elementwise("PROD", self._elementwise("PROD", gate, sigmoid), up)
         return self._cast(y, x.dtype)
 
@@ -140,19 +144,19 @@ class SegmentLayers:
         return self._output("gather", *inputs, 0)
 
     def _to_float32(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
-        return self._cast(inputs[0], trt.float32)
+        return self._cast(inputs[0], self._trt.float32)
 
     def _output(self, layer: str, *arguments: Any) -> Tensor:
         return getattr(self._network, f"add_{layer}")(*arguments).get_output(0)
 
     def _elementwise(self, operation: str, x: Tensor, y: Tensor) -> Tensor:
-        return self._output("elementwise", x, y, getattr(trt.ElementWiseOperation, operation))
+        return self._output("elementwise", x, y, getattr(self._trt.ElementWiseOperation, operation))
 
     def _cast(self, x: Tensor, dtype: Any) -> Tensor:
         return self._output("cast", x, dtype)
 
     def _product(self, x: Tensor, w: Tensor, w_operation: Any) -> Tensor:
-        return self._output("matrix_multiply", x, trt.MatrixOperation.NONE, w, w_operation)
+        return self._output("matrix_multiply", x, self._trt.MatrixOperation.NONE, w, w_operation)
 
     def _weight(self, node: Node, role: str) -> Tensor:
         return self._constant(self._weights[node.weights[role].name])
@@ -164,17 +168,7 @@ class SegmentLayers:
         tensor = tensor.contiguous()
         self._alive.append(tensor)
         shape = tuple(tensor.shape) if shape is None else shape
-        dtype = _TORCH_TYPES[tensor.dtype] if dtype is None else dtype
-        weights = trt.Weights(dtype, tensor.data_ptr(), math.prod(shape))
+        if dtype is None:
+            dtype = getattr(self._trt, _TORCH_TYPES[tensor.dtype])
+        weights = self._trt.Weights(dtype, tensor.data_ptr(), math.prod(shape))
         return self._output("constant", shape, weights)
-
-
-_EMITTERS: dict[str, Callable[[SegmentLayers, Node, Sequence[Tensor]], Tensor]] = {
-    "embedding": SegmentLayers._embedding,
-    "rms_norm": SegmentLayers._rms_norm,
-    "linear": SegmentLayers._linear,
-    "swiglu": SegmentLayers._swiglu,
-    "add": SegmentLayers._add,
-    "gather_rows": SegmentLayers._gather_rows,
-    "to_float32": SegmentLayers._to_float32,
-}
