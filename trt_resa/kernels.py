@@ -365,7 +365,7 @@ class KernelLibrary:
     def counter_bytes(self, params: KernelParams) -> int:
         """Bytes of counters that a launch needs; looks at no pointer.
 
-        They are zero before the first launch, and every launch leaves them zero.
+        They are zero before the first launch and belong to the launches from then on.
 
         Raises:
             KernelLaunchError: the extents are refused.

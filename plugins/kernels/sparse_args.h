@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "blocks.h"
 #include "softmax_state.cuh"
 #include "trt_resa/kv_append.h"
 
@@ -20,17 +21,19 @@ constexpr int kBins = 1024;        // of the histogram of keys (sparse_topk.cuh)
 constexpr int kMaxParts = 1024;    // into which all rows together are split, beyond one each
 constexpr int kCounterAlignment = 32;
 
-// A row is one KV head of one sequence; rows = batch_size * kv_heads. Every counter is zero between
-// calls: whoever is the last to need one resets it, so a captured graph replays without a memset.
+// What lasts from call to call. It starts as zeros and each launch leaves it ready for the next, so
+// a captured graph replays without a memset. A row is one KV head of one sequence; rows =
+// batch_size * kv_heads.
 struct Counters {
-  int32_t* ticket;      // [1] the next work item
-  int32_t* appended;    // [batch_size] append items done
-  int32_t* arrived;     // [rows] score items done
-  int32_t* ready;       // [rows] 1: the selection stands
-  int32_t* done;        // [rows] attend items done
-  int32_t* merged;      // [batch_size] merge items done
-  uint32_t* histogram;  // [rows, kBins] of the row's keys
+  int32_t* ticket;  // [2] the next work item, zero between launches; which of the sets is in use
+  int32_t* sets;    // [2, set_words] the one in use is zero at the start of a launch, which
+                    // clears the other
+  uint32_t* histogram;  // [rows, kBins] of the row's keys, zero between launches
 };
+
+TRT_RESA_HOST_DEVICE constexpr int64_t set_words(int64_t batch_size, int64_t kv_heads) {
+  return batch_size * (2 + 3 * kv_heads);
+}
 
 struct Args {
   trt_resa_kv_append_params append;
@@ -59,6 +62,7 @@ struct Args {
   int32_t kv_heads;
   int32_t head_dim;
   int32_t block_size;
+  int32_t block_shift;  // log2 of block_size: the device divides slowly
   int32_t min_blocks;
   int32_t local_blocks;
   int32_t sink_blocks;
@@ -75,8 +79,8 @@ struct Sizes {
 };
 
 // The one place that knows the order and sizes of the two buffers: points `args`, whose roles and
-// extents stand, into them, and returns how large they must be. The selection lies in the workspace
-// where the step keeps it to itself: where all roles are set.
+// extents stand, into them, sets what follows from the extents, and returns how large they must be.
+// The selection lies in the workspace where the step keeps it to itself: where all roles are set.
 Sizes carve(Args& args, void* workspace, void* counters);
 
 // What the roles of `args` cannot serve; the caller has checked pointers that `args` does not hold.

@@ -30,8 +30,9 @@ struct AttendShape {
   static constexpr int kWarps = kWarps_;
   static constexpr int kChunks = kHeadDim / kVecSize;  // of 16 bytes in a row
   static constexpr int kUnitBytes = kTileKeys * kHeadDim * 2;
-  // Three units keep a tile in flight while another is worked on; small ones get more.
-  static constexpr int kUnits = kHeadDim == 64 ? 6 : kHeadDim == 96 ? 4 : 3;
+  // Three units keep a tile in flight while another is worked on; small ones get more, and those of
+  // head_dim 256 fewer, for GPUs that give a thread block 99 KB.
+  static constexpr int kUnits = kHeadDim == 64 ? 6 : kHeadDim == 96 ? 4 : kHeadDim == 128 ? 3 : 2;
   static constexpr int kRingBytes = kUnits * kUnitBytes;
   static_assert(kUnits <= 6);  // ring_valid serves up to four tiles
   static constexpr int kHeads = 8 * kHeadTiles;
@@ -151,7 +152,7 @@ struct WarpAttention {
                              uint32_t (&weights)[Shape::kHeadTiles][2]) {
     const int lane = threadIdx.x % 32;
     float scores[Shape::kHeadTiles][4] = {};
-#pragma unroll
+#pragma unroll(Shape::kQueryInShared ? 4 : kSteps)
     for (int step = 0; step < kSteps; ++step) {
       uint32_t matrix[4];
       load_matrices(keys + unit_offset<Shape::kChunks>(lane % 16, step * 2 + lane / 16), matrix);
@@ -337,17 +338,19 @@ __device__ void attend(const Args& a, const Plan& plan, const RowItem& item, int
   for (int at = threadIdx.x; at < group * (kHeadDim / 4); at += blockDim.x) {
     const int head = at / (kHeadDim / 4);
     const int column = at % (kHeadDim / 4) * 4;
-    SoftmaxState state;
+    SoftmaxState states[Shape::kWarps];
+#pragma unroll
+    for (int i = 0; i < Shape::kWarps; ++i) states[i] = shared.states[i][head];
+    float scales[Shape::kWarps];
+    const SoftmaxState state = softmax_merge(states, scales);
     float sum[4] = {};
 #pragma unroll
     for (int i = 0; i < Shape::kWarps; ++i) {
-      const SoftmaxMerge merge = softmax_merge(state, shared.states[i][head]);
-      state = merge.state;
       const float4 other = *reinterpret_cast<const float4*>(
           accumulators + (i * Shape::kHeads + head) * Shape::kMergeStride + column);
       const float others[4] = {other.x, other.y, other.z, other.w};
 #pragma unroll
-      for (int j = 0; j < 4; ++j) sum[j] = sum[j] * merge.scale_a + others[j] * merge.scale_b;
+      for (int j = 0; j < 4; ++j) sum[j] += others[j] * scales[i];
     }
     if (item.pieces == 1) {
       store_four(static_cast<T*>(a.out) + (first_head + head) * kHeadDim + column, sum,
@@ -361,42 +364,48 @@ __device__ void attend(const Args& a, const Plan& plan, const RowItem& item, int
   }
 }
 
+// A merge item takes a slice of a query head's columns, so that many groups of threads share the
+// parts, and their loads are in flight together.
 template <int kHeadDim, int kThreads>
 struct MergeShared {
-  static constexpr int kLanes = kHeadDim / 4;
+  static constexpr int kColumns = kHeadDim % 64 == 0 ? 64 : kHeadDim / 2;
+  static constexpr int kSlices = kHeadDim / kColumns;
+  static constexpr int kLanes = kColumns / 4;
   static constexpr int kGroups = kThreads / kLanes;
   SoftmaxState states[kGroups];
   float4 columns[kGroups][kLanes];
 };
 
-// Merges the partial results of one query head. Groups of threads hold the row, four columns each,
-// and share the parts; the first then merges the others, always in the same order.
+// Merges the partial results of a slice. Groups of threads hold it, four columns each, and share
+// the parts; the first then merges the others, always in the same order.
 template <typename T, int kHeadDim, int kThreads>
-__device__ void merge_parts(const Args& a, int64_t out_head, int head, int first, int parts,
-                            MergeShared<kHeadDim, kThreads>& shared) {
+__device__ void merge_parts(const Args& a, int64_t out_head, int head, int slice, int first,
+                            int parts, MergeShared<kHeadDim, kThreads>& shared) {
   using Shared = MergeShared<kHeadDim, kThreads>;
   const int thread_group = threadIdx.x / Shared::kLanes;
   const int lane = threadIdx.x % Shared::kLanes;
-  SoftmaxState state;
-  float sum[4] = {};
+  const int column = slice * Shared::kColumns + lane * 4;
   if (thread_group < Shared::kGroups) {
+    SoftmaxState state;
+    float sum[4] = {};
     merge_partials<kHeadDim>(a.partials, a.q_heads / a.kv_heads, head, first + thread_group,
-                             first + parts, Shared::kGroups, lane * 4, state, sum);
+                             first + parts, Shared::kGroups, column, state, sum);
     shared.columns[thread_group][lane] = make_float4(sum[0], sum[1], sum[2], sum[3]);
     if (lane == 0) shared.states[thread_group] = state;
   }
   __syncthreads();
   if (thread_group != 0) return;
+  float scales[Shared::kGroups];
+  const SoftmaxState state = softmax_merge(shared.states, scales);
+  float sum[4] = {};
 #pragma unroll
-  for (int i = 1; i < Shared::kGroups; ++i) {
-    const SoftmaxMerge merge = softmax_merge(state, shared.states[i]);
-    state = merge.state;
+  for (int i = 0; i < Shared::kGroups; ++i) {
     const float4 other = shared.columns[i][lane];
     const float others[4] = {other.x, other.y, other.z, other.w};
 #pragma unroll
-    for (int j = 0; j < 4; ++j) sum[j] = sum[j] * merge.scale_a + others[j] * merge.scale_b;
+    for (int j = 0; j < 4; ++j) sum[j] += others[j] * scales[i];
   }
-  store_four(static_cast<T*>(a.out) + out_head * kHeadDim + lane * 4, sum, softmax_inverse(state));
+  store_four(static_cast<T*>(a.out) + out_head * kHeadDim + column, sum, softmax_inverse(state));
 }
 
 }  // namespace sparse

@@ -17,16 +17,27 @@ namespace sparse {
 constexpr int kWarps = 4;
 constexpr int kThreads = 32 * kWarps;
 
+// Small thread blocks, many per multiprocessor: while one waits for another, or finishes an item,
+// the others keep the memory busy. Registers set the number, and shared memory for head_dim 256;
+// the code for other GPUs than compute capability 9.0 needs a few registers more.
+constexpr int resident_thread_blocks(int head_dim, int head_tiles) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
+  constexpr int kMost = 3;
+#else
+  constexpr int kMost = 4;
+#endif
+  if (head_dim == 256) return 2;
+  if (head_tiles == 2) return head_dim == 64 ? 3 : 2;
+  return head_dim == 96 ? 3 : kMost;
+}
+
 template <typename T_, int kHeadDim_, int kHeadTiles>
 struct Config {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
   using Attend = AttendShape<kHeadDim, kHeadTiles, kWarps>;
   using Score = ScoreShape<kHeadDim, kWarps>;
-  // Small thread blocks, many per multiprocessor: while one waits for another, or finishes an item,
-  // the others keep the memory busy. Registers and shared memory set the number.
-  static constexpr bool kRoomForFour = kHeadDim != 96 && kHeadTiles * kHeadDim <= 128;
-  static constexpr int kResident = kHeadDim == 256 ? 2 : kRoomForFour ? 4 : 3;
+  static constexpr int kResident = resident_thread_blocks(kHeadDim, kHeadTiles);
 
   union Shared {
     append::RopeTable<kHeadDim> rope;
@@ -38,7 +49,7 @@ struct Config {
 
 // The token's K and V into the cache, its queries to `q`, the last block's summary.
 template <typename C>
-__device__ void do_append(const Args& a, const Plan& plan, int index,
+__device__ void do_append(const Args& a, const Plan& plan, const Progress& progress, int index,
                           append::RopeTable<C::kHeadDim>& table) {
   const int per_seq = div_up(a.q_heads + 2 * a.kv_heads, kWarps);
   const int seq = index / per_seq;
@@ -52,73 +63,87 @@ __device__ void do_append(const Args& a, const Plan& plan, int index,
   block.first_slot = (kv_len - 1) % a.block_size;
   append::append_head<typename C::T>(a.append, block, index % per_seq * kWarps + threadIdx.x / 32,
                                      table);
-  __shared__ int unused;
-  arrive(a.counters.appended + seq, unused);
+  arrive(progress.appended(seq));
+  if (index % per_seq * kWarps < a.q_heads && threadIdx.x == 0) {
+    add_release(progress.queries_written(seq), 1);
+  }
 }
 
 // Scores a chunk of a row; whoever is last chooses the row's selection.
 template <typename C>
-__device__ void do_score(const Args& a, const Plan& plan, int index, TopK<kThreads>& shared) {
-  __shared__ int arrived_before;
+__device__ void do_score(const Args& a, const Plan& plan, const Progress& progress, int index,
+                         TopK<kThreads>& shared) {
+  __shared__ int scored_before;
   const RowItem item = find_row_item(a, plan.score_end, index);
   const int row = item.row(a);
-  const int blocks = static_cast<int>(num_blocks(plan.kv_len[item.seq], a.block_size));
+  const int blocks = blocks_of(a, plan.kv_len[item.seq]);
   const int wanted = plan.selected[item.seq];
-  const int appended = (a.roles & kAppend) != 0 ? div_up(a.q_heads + 2 * a.kv_heads, kWarps) : 0;
+  const bool appends = (a.roles & kAppend) != 0;
   int32_t* selection = a.selection + static_cast<int64_t>(row) * a.max_selected;
 
   if (wanted == blocks) {
-    if (appended > 0) wait(a.counters.appended + item.seq, appended);
     for (int i = threadIdx.x; i < blocks; i += kThreads) selection[i] = i;
   } else {
-    score_chunk<typename C::T, C::kHeadDim, kWarps>(a, plan, item, appended);
-    if (arrive(a.counters.arrived + row, arrived_before) != item.pieces - 1) return;
-    if (threadIdx.x == 0) a.counters.arrived[row] = 0;
+    score_chunk<typename C::T, C::kHeadDim, kWarps>(
+        a, plan, item, progress.queries_written(item.seq), appends ? div_up(a.q_heads, kWarps) : 0,
+        shared.histogram, reinterpret_cast<typename C::T*>(shared.candidates));
+    if (arrive_counting(progress.scored(a, row), scored_before) != item.pieces - 1) return;
     shared.select(a.keys + static_cast<int64_t>(row) * a.key_pitch,
                   a.counters.histogram + static_cast<int64_t>(row) * kBins, blocks, wanted,
                   selection);
   }
-  if ((a.roles & kAttend) != 0) arrive(a.counters.ready + row, arrived_before);
+  // Whoever attends waits for the selection alone: the new token's K and V must stand too.
+  if (appends) {
+    wait(progress.appended(item.seq), div_up(a.q_heads + 2 * a.kv_heads, kWarps));
+  }
+  if ((a.roles & kAttend) != 0) arrive(progress.selected(a, row));
 }
 
 template <typename C>
-__device__ void do_attend(const Args& a, const Plan& plan, int index,
+__device__ void do_attend(const Args& a, const Plan& plan, const Progress& progress, int index,
                           AttendShared<typename C::Attend>& shared) {
-  __shared__ int unused;
   const RowItem item = find_row_item(a, plan.attend_end, index);
-  if ((a.roles & kSelect) != 0) wait(a.counters.ready + item.row(a), 1);
+  if ((a.roles & kSelect) != 0) wait(progress.selected(a, item.row(a)), 1);
   attend<typename C::T>(a, plan, item, index, shared);
-  arrive(a.counters.done + item.row(a), unused);
+  if (item.pieces > 1) arrive(progress.attended(a, item.row(a)));
 }
 
-// Merges the parts of one query head. The last of a sequence finds everyone past its waits and
-// resets the counters.
+// Merges the parts of a slice of one query head.
 template <typename C>
-__device__ void do_merge(const Args& a, const Plan& plan, int index,
+__device__ void do_merge(const Args& a, const Plan& plan, const Progress& progress, int index,
                          MergeShared<C::kHeadDim, kThreads>& shared) {
-  __shared__ int merged_before;
-  const int seq = index / a.q_heads;
-  const int head = index % a.q_heads;
+  using Shared = MergeShared<C::kHeadDim, kThreads>;
+  const int slice = index % Shared::kSlices;
+  const int seq = index / Shared::kSlices / a.q_heads;
+  const int head = index / Shared::kSlices % a.q_heads;
   if (plan.kv_len[seq] == 0) return;
   const int group = a.q_heads / a.kv_heads;
   const int kv_head = head / group;
-  const int first_row = seq * a.kv_heads;
   const int begin = seq == 0 ? 0 : plan.attend_end[seq - 1];
   const int parts = (plan.attend_end[seq] - begin) / a.kv_heads;
-  wait(a.counters.done + first_row + kv_head, parts);
-  if (parts > 1) {
-    const int64_t out_head = static_cast<int64_t>(plan.query_row[seq]) * a.q_heads + head;
-    merge_parts<typename C::T, C::kHeadDim, kThreads>(a, out_head, head % group,
-                                                      begin + kv_head * parts, parts, shared);
-  }
-  if (arrive(a.counters.merged + seq, merged_before) != a.q_heads - 1) return;
-  for (int i = threadIdx.x; i < a.kv_heads; i += kThreads) {
-    a.counters.ready[first_row + i] = 0;
-    a.counters.done[first_row + i] = 0;
-  }
-  if (threadIdx.x == 0) {
-    a.counters.appended[seq] = 0;
-    a.counters.merged[seq] = 0;
+  if (parts == 1) return;
+  wait(progress.attended(a, seq * a.kv_heads + kv_head), parts);
+  const int64_t out_head = static_cast<int64_t>(plan.query_row[seq]) * a.q_heads + head;
+  merge_parts<typename C::T, C::kHeadDim, kThreads>(a, out_head, head % group, slice,
+                                                    begin + kv_head * parts, parts, shared);
+}
+
+// Brings what the plan and every address come from to the L2 cache, also while the kernel before
+// still runs: a line that it writes afterwards is replaced there.
+__device__ __forceinline__ void prefetch(const Args& a) {
+  constexpr int kLineEntries = 128 / sizeof(int32_t);
+  const int64_t entries = static_cast<int64_t>(a.batch_size) * a.max_blocks_per_seq;
+  const int64_t entry = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kLineEntries;
+  const auto fetch = [](const void* line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line)); };
+  if (entry < entries) fetch(a.block_table + entry);
+  if (entry < a.batch_size) {
+    fetch(a.kv_lens + entry);
+    if (a.cu_query_lens != nullptr) fetch(a.cu_query_lens + entry);
+    if (a.given_counts != nullptr) fetch(a.given_counts + entry);
+    if ((a.roles & kAppend) != 0 && a.append.rotary_dim > 0) {
+      fetch(a.append.position_ids);
+      fetch(a.append.inv_freq);
+    }
   }
 }
 
@@ -128,15 +153,24 @@ __global__ void __launch_bounds__(kThreads, C::kResident)
   extern __shared__ __align__(128) char dynamic_shared[];
   typename C::Shared& shared = *reinterpret_cast<typename C::Shared*>(dynamic_shared);
   __shared__ Plan plan;
-  __shared__ int drawn;
+  __shared__ int drawn, turn;
 
   allow_next_kernel();
+  prefetch(a);
   wait_for_previous_kernel();
   const bool draws = threadIdx.x == kThreads - 1;
-  if (draws) drawn = atomicAdd(a.counters.ticket, 1);
-  make_plan<kWarps>(a, C::Score::kChunk, plan);
+  if (draws) {
+    turn = a.counters.ticket[1];
+    drawn = atomicAdd(a.counters.ticket, 1);
+  }
+  make_plan<kWarps>(a, C::Score::kPerRound, MergeShared<C::kHeadDim, kThreads>::kSlices, plan);
   __syncthreads();
 
+  const int words = static_cast<int>(set_words(a.batch_size, a.kv_heads));
+  const Progress progress{a.counters.sets + turn * words};
+  for (int i = blockIdx.x * kThreads + threadIdx.x; i < words; i += gridDim.x * kThreads) {
+    a.counters.sets[(turn ^ 1) * words + i] = 0;
+  }
   int item = drawn;
   while (item < plan.items()) {
     // Drawn ahead, so that the next number does not cost a round trip to the L2 cache.
@@ -144,22 +178,25 @@ __global__ void __launch_bounds__(kThreads, C::kResident)
     if (draws) next = atomicAdd(a.counters.ticket, 1);
     int index = item;
     if (index < plan.append_items) {
-      do_append<C>(a, plan, index, shared.rope);
+      do_append<C>(a, plan, progress, index, shared.rope);
     } else if ((index -= plan.append_items) < plan.score_items) {
-      do_score<C>(a, plan, index, shared.topk);
+      do_score<C>(a, plan, progress, index, shared.topk);
     } else if ((index -= plan.score_items) < plan.attend_items) {
-      do_attend<C>(a, plan, index, shared.attend);
+      do_attend<C>(a, plan, progress, index, shared.attend);
     } else {
-      do_merge<C>(a, plan, index - plan.attend_items, shared.merge);
+      do_merge<C>(a, plan, progress, index - plan.attend_items, shared.merge);
     }
     __syncthreads();  // the item's shared memory is free, and `drawn` has been read by all
     if (draws) drawn = next;
     __syncthreads();
     item = drawn;
   }
-  // Each thread block draws one number beyond the last item; the last of these resets the counter.
+  // Each thread block draws one number beyond the last item; with the last of these all have drawn.
   if (item == plan.items() + static_cast<int>(gridDim.x) - 1) {
-    if (draws) *a.counters.ticket = 0;
+    if (draws) {
+      a.counters.ticket[0] = 0;
+      a.counters.ticket[1] = turn ^ 1;
+    }
     if (a.counts != nullptr) {
       for (int i = threadIdx.x; i < a.batch_size; i += kThreads) a.counts[i] = plan.selected[i];
     }

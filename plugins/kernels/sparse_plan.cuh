@@ -1,8 +1,9 @@
 // Which work there is in a launch. Every thread block derives the same plan from the lengths.
 //
 // Items in order: append, score (by row, then chunk of blocks), attend (by row, then part of the
-// selection), merge (by query head). Rows are scored one after another, so the selection of one
-// hides behind the scoring of the next, and that of the last behind the attention of the first.
+// selection), merge (by query head, then slice of columns). Rows are scored one after another, so
+// the selection of one hides behind the scoring of the next, and that of the last behind the
+// attention of the first.
 #pragma once
 
 #include "blocks.h"
@@ -11,7 +12,9 @@
 namespace trt_resa {
 namespace sparse {
 
-constexpr int kTileKeys = 16;            // keys that a warp attends to at a time
+constexpr int kTileKeys = 16;  // keys that a warp attends to at a time
+constexpr int kMaxScoreRounds = 8;
+constexpr int kScoreItemsPerThreadBlock = 2;
 constexpr int kPartsPerThreadBlock = 1;  // into which the tiles of all rows are divided
 
 struct Plan {
@@ -20,6 +23,7 @@ struct Plan {
   int selected[kMaxBatch];    // blocks per row
   int score_end[kMaxBatch];   // score items of the sequences up to and including this one
   int attend_end[kMaxBatch];  // the same of attend items
+  int score_rounds;           // per score item
   int part_tiles;             // tiles per attend item
   // Numbers of the items: [0, append_end) append, [append_end, score_end_all) score, and so on.
   int append_items;
@@ -49,6 +53,10 @@ __device__ inline int div_up(int a, int b) {
   return (a + b - 1) / b;
 }
 
+__device__ __forceinline__ int blocks_of(const Args& a, int kv_len) {
+  return (kv_len + a.block_size - 1) >> a.block_shift;
+}
+
 // Tokens of a sequence in this launch; 0 where it has no row, no token or an impossible length.
 __device__ inline int usable_length(const Args& a, int seq, int* query_row) {
   *query_row = seq;
@@ -63,19 +71,20 @@ __device__ inline int usable_length(const Args& a, int seq, int* query_row) {
 }
 
 // Called by all threads; one warp works. A barrier must follow before the plan is read.
-// kWarps: warps of the thread block; chunk_blocks: blocks of a score item.
+// kWarps: warps of the thread block; round_blocks: blocks that it scores at a time;
+// merge_slices: merge items per query head.
 template <int kWarps>
-__device__ void make_plan(const Args& a, int chunk_blocks, Plan& plan) {
+__device__ void make_plan(const Args& a, int round_blocks, int merge_slices, Plan& plan) {
   if (threadIdx.x >= 32) return;
   const int lane = threadIdx.x;
   const int tiles_per_block = a.block_size / kTileKeys;
   const int limit = min(a.max_selected, a.max_blocks_per_seq);
 
-  int tiles = 0;
+  int tiles = 0, scored = 0;
   for (int seq = lane; seq < a.batch_size; seq += 32) {
     int query_row;
     const int kv_len = usable_length(a, seq, &query_row);
-    const int blocks = static_cast<int>(num_blocks(kv_len, a.block_size));
+    const int blocks = blocks_of(a, kv_len);
     int selected;
     if (a.given_counts != nullptr) {
       selected = max(0, min(a.given_counts[seq], limit));
@@ -89,20 +98,28 @@ __device__ void make_plan(const Args& a, int chunk_blocks, Plan& plan) {
     plan.query_row[seq] = query_row;
     plan.selected[seq] = selected;
     tiles += selected * tiles_per_block;
+    if (selected < blocks) scored += blocks;
   }
   // No fewer tiles than warps, and no more parts than slots.
   const int parts = min(static_cast<int>(gridDim.x) * kPartsPerThreadBlock, kMaxParts);
   const int all_tiles = warp_sum(tiles) * a.kv_heads;
   const int part_tiles = div_up(max(div_up(all_tiles, parts), 1), kWarps) * kWarps;
 
+  // Two score items per thread block where there is work enough, so that the first rows are chosen
+  // from while the last are scored; several rounds each, since an item costs more than its loads.
+  const int all_rounds = div_up(warp_sum(scored) * a.kv_heads, round_blocks);
+  const int score_rounds = max(
+      1,
+      min(all_rounds / (kScoreItemsPerThreadBlock * static_cast<int>(gridDim.x)), kMaxScoreRounds));
+
   int score_items = 0, attend_items = 0;
   for (int base = 0; base < a.batch_size; base += 32) {
     const int seq = base + lane;
     int chunks = 0, pieces = 0;
     if (seq < a.batch_size && plan.kv_len[seq] > 0) {
-      const int blocks = static_cast<int>(num_blocks(plan.kv_len[seq], a.block_size));
+      const int blocks = blocks_of(a, plan.kv_len[seq]);
       const bool everything = plan.selected[seq] == blocks;
-      chunks = everything ? 1 : div_up(blocks, chunk_blocks);
+      chunks = everything ? 1 : div_up(blocks, round_blocks * score_rounds);
       pieces = max(div_up(plan.selected[seq] * tiles_per_block, part_tiles), 1);
     }
     if ((a.roles & kSelect) == 0) chunks = 0;
@@ -118,11 +135,12 @@ __device__ void make_plan(const Args& a, int chunk_blocks, Plan& plan) {
   }
   if (lane == 0) {
     const int heads = a.q_heads + 2 * a.kv_heads;
+    plan.score_rounds = score_rounds;
     plan.part_tiles = part_tiles;
     plan.append_items = (a.roles & kAppend) != 0 ? a.batch_size * div_up(heads, kWarps) : 0;
     plan.score_items = score_items;
     plan.attend_items = attend_items;
-    plan.merge_items = (a.roles & kAttend) != 0 ? a.batch_size * a.q_heads : 0;
+    plan.merge_items = (a.roles & kAttend) != 0 ? a.batch_size * a.q_heads * merge_slices : 0;
   }
 }
 

@@ -58,15 +58,12 @@ Sizes carve(Args& args, void* workspace, void* counters) {
   const bool selects = (args.roles & kSelect) != 0;
 
   Carver counted(counters);
-  counted.take(args.counters.ticket, 1);
-  counted.take(args.counters.appended, batch);
-  counted.take(args.counters.arrived, rows);
-  counted.take(args.counters.ready, rows);
-  counted.take(args.counters.done, rows);
-  counted.take(args.counters.merged, batch);
+  counted.take(args.counters.ticket, 2);
+  counted.take(args.counters.sets, 2 * set_words(batch, args.kv_heads));
   counted.take(args.counters.histogram, selects ? rows * kBins : 0);
 
   Carver scratch(workspace);
+  args.block_shift = args.block_size == 16 ? 4 : args.block_size == 32 ? 5 : 6;
   args.key_pitch = (args.max_blocks_per_seq + 3) / 4 * 4;
   scratch.take(args.keys, selects ? rows * args.key_pitch : 0);
   if ((args.roles & kAttend) != 0) {

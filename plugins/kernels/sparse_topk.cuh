@@ -22,12 +22,12 @@ __device__ __forceinline__ uint32_t ordered_key(float score) {
   return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
 }
 
-// Bins of the first histogram: 32 per power of two for 2^-3 <= |score| < 2^13, the outermost and
-// the innermost ones for the rest. Which scores share a bin changes the time only.
-constexpr int kBinShift = 18;
+// Bins of the first histogram: 64 per power of two for 2 <= |score| < 2^9, the outermost and the
+// innermost ones for the rest. Which scores share a bin changes the time only.
+constexpr int kBinShift = 17;
 constexpr int kHalfBins = kBins / 2;
-constexpr uint32_t kFirstBin = ((127u - 3u) << 23) >> kBinShift;
-static_assert(kHalfBins == 16 * 32);
+constexpr uint32_t kFirstBin = ((127u + 1u) << 23) >> kBinShift;
+static_assert(kHalfBins == 8 * 64);
 
 __device__ __forceinline__ int bin_of(uint32_t key) {
   const bool positive = (key >> 31) != 0;
@@ -35,6 +35,13 @@ __device__ __forceinline__ int bin_of(uint32_t key) {
   const int step =
       magnitude <= kFirstBin ? 0 : min(static_cast<int>(magnitude - kFirstBin), kHalfBins - 1);
   return positive ? kHalfBins + step : kHalfBins - 1 - step;
+}
+
+// Where a bin lies in the row's histogram: neighbours in different lines of 128 bytes, since
+// atomics on one line wait for one another.
+__device__ __forceinline__ int bin_slot(int bin) {
+  constexpr int kLineWords = 32;
+  return bin % (kBins / kLineWords) * kLineWords + bin / (kBins / kLineWords);
 }
 
 struct Interval {
@@ -67,15 +74,15 @@ __device__ inline Interval interval_of_bin(int bin) {
 
 template <int kThreads>
 struct TopK {
-  static constexpr int kWords = kMaxBlocks / 32;
+  static constexpr int kBytes = kMaxBlocks / 8;
   static constexpr int kCandidates = 2048;
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kBinsPerThread = kBins / kThreads;
 
   uint32_t histogram[kBins];
-  uint32_t above[kWords];         // bit per block: its key is above the interval
-  uint32_t inside[kWords];        // bit per block: its key is in the interval
-  uint2 candidates[kCandidates];  // key and block of each inside, where there are few
+  alignas(4) uint8_t above[kBytes];   // bit per block: its key is above the interval
+  alignas(4) uint8_t inside[kBytes];  // bit per block: its key is in the interval
+  uint2 candidates[kCandidates];      // key and block of each inside, where there are few
   int num_candidates;
   int warp_sums[2][kWarps];
   int found_bin;
@@ -158,51 +165,81 @@ struct TopK {
     return out;
   }
 
-  // Sets the bits of all blocks and lists the inside where it fits. Four keys per lane and load; a
-  // warp's loads of kLoads groups of 128 keys are in flight together.
-  __device__ void classify(const Interval& interval, const uint32_t* keys, int blocks) {
-    constexpr int kLoads = 8;
+  // The keys that a lane classifies at a time: four of each of kLoads groups of 128 that follow one
+  // another from `base` on, a multiple of kBatchKeys.
+  static constexpr int kLoads = 4;
+  static constexpr int kBatchKeys = kLoads * 128;
+  struct Loaded {
+    uint4 keys[kLoads];
+
+    __device__ void load(const uint32_t* source, int base, int blocks) {
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        keys[i] = load_keys(source, base + i * 128 + threadIdx.x % 32 * 4, blocks);
+      }
+    }
+  };
+  static __device__ int first_base() { return static_cast<int>(threadIdx.x) / 32 * kBatchKeys; }
+
+  __device__ void classify_batch(const Interval& interval, const Loaded& loaded, int base,
+                                 int blocks, bool listed) {
     const int lane = threadIdx.x % 32;
+    uint32_t inside_bits = 0;  // four bits per group
+    uint32_t above_bits = 0;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const uint32_t group[4] = {loaded.keys[i].x, loaded.keys[i].y, loaded.keys[i].z,
+                                 loaded.keys[i].w};
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const bool present = base + i * 128 + lane * 4 + j < blocks;
+        above_bits |= (present && group[j] > interval.last ? 1u : 0u) << (4 * i + j);
+        inside_bits |= (present && interval.contains(group[j]) ? 1u : 0u) << (4 * i + j);
+      }
+    }
+    if (listed && __any_sync(0xffffffffu, inside_bits != 0)) {
+      const int count = __popc(inside_bits);
+      const int upto = warp_inclusive_sum(count);
+      int place = 0;
+      if (lane == 31) place = atomicAdd(&num_candidates, upto);
+      place = __shfl_sync(0xffffffffu, place, 31) + upto - count;
+#pragma unroll
+      for (int i = 0; i < kLoads; ++i) {
+        const uint32_t group[4] = {loaded.keys[i].x, loaded.keys[i].y, loaded.keys[i].z,
+                                   loaded.keys[i].w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          if ((inside_bits >> (4 * i + j) & 1) == 0) continue;
+          candidates[place++] =
+              make_uint2(group[j], static_cast<uint32_t>(base + i * 128 + lane * 4 + j));
+        }
+      }
+    }
+    // Two lanes make the bytes of their eight blocks.
+    const uint32_t above_next = __shfl_down_sync(0xffffffffu, above_bits, 1);
+    const uint32_t inside_next = __shfl_down_sync(0xffffffffu, inside_bits, 1);
+    if (lane % 2 != 0) return;
+#pragma unroll
+    for (int i = 0; i < kLoads; ++i) {
+      const int at = (base + i * 128 + lane * 4) / 8;
+      above[at] = (above_bits >> 4 * i & 15) | (above_next >> 4 * i & 15) << 4;
+      inside[at] = (inside_bits >> 4 * i & 15) | (inside_next >> 4 * i & 15) << 4;
+    }
+  }
+
+  // Sets the bits of all blocks, and zeros behind them up to a multiple of kBatchKeys; lists the
+  // inside where it fits. `loaded` are the keys from first_base() on. The loads of a batch are in
+  // flight while the batch before is classified.
+  __device__ void classify(const Interval& interval, const uint32_t* keys, int blocks,
+                           Loaded& loaded) {
+    constexpr int kStep = kWarps * kBatchKeys;
     const bool listed = interval.inside <= kCandidates;
     if (threadIdx.x == 0) num_candidates = 0;
     __syncthreads();
-    for (int base = threadIdx.x / 32 * kLoads * 128; base < blocks; base += kWarps * kLoads * 128) {
-      uint4 loaded[kLoads];
-#pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        const int block = base + i * 128 + lane * 4;
-        loaded[i] = load_keys(keys, block, blocks);
-      }
-#pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        if (base + i * 128 >= blocks) break;
-        const int block = base + i * 128 + lane * 4;
-        const uint32_t group[4] = {loaded[i].x, loaded[i].y, loaded[i].z, loaded[i].w};
-        uint32_t above_bits = 0, inside_bits = 0;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          if (block + j >= blocks) break;
-          const bool is_inside = interval.contains(group[j]);
-          above_bits |= (group[j] > interval.last ? 1u : 0u) << j;
-          inside_bits |= (is_inside ? 1u : 0u) << j;
-          if (is_inside && listed) {
-            candidates[atomicAdd(&num_candidates, 1)] =
-                make_uint2(group[j], static_cast<uint32_t>(block + j));
-          }
-        }
-        // Eight lanes make a word.
-        above_bits <<= 4 * (lane % 8);
-        inside_bits <<= 4 * (lane % 8);
-#pragma unroll
-        for (int mask = 1; mask < 8; mask *= 2) {
-          above_bits |= __shfl_xor_sync(0xffffffffu, above_bits, mask);
-          inside_bits |= __shfl_xor_sync(0xffffffffu, inside_bits, mask);
-        }
-        if (lane % 8 == 0) {
-          above[block / 32] = above_bits;
-          inside[block / 32] = inside_bits;
-        }
-      }
+    for (int base = first_base(); base < blocks; base += kStep) {
+      const Loaded present = loaded;
+      if (base + kStep < blocks) loaded.load(keys, base + kStep, blocks);
+      classify_batch(interval, present, base, blocks, listed);
     }
     __syncthreads();
   }
@@ -219,18 +256,20 @@ struct TopK {
       const uint2 candidate = candidates[i];
       if (interval.contains(candidate.x)) continue;
       const uint32_t bit = 1u << (candidate.y % 32);
-      atomicAnd(&inside[candidate.y / 32], ~bit);
-      if (candidate.x > interval.last) atomicOr(&above[candidate.y / 32], bit);
+      atomicAnd(reinterpret_cast<uint32_t*>(inside) + candidate.y / 32, ~bit);
+      if (candidate.x > interval.last) {
+        atomicOr(reinterpret_cast<uint32_t*>(above) + candidate.y / 32, bit);
+      }
     }
     __syncthreads();
   }
 
   // Writes the blocks above and the first `wanted` of those inside.
   __device__ void write(int blocks, int wanted, int32_t* selection) {
-    const int words = div_up(blocks, 32);
-    const int per_thread = div_up(words, kThreads);
-    const int begin = min(static_cast<int>(threadIdx.x) * per_thread, words);
-    const int end = min(begin + per_thread, words);
+    const int bytes = div_up(blocks, 8);
+    const int per_thread = div_up(bytes, kThreads);
+    const int begin = min(static_cast<int>(threadIdx.x) * per_thread, bytes);
+    const int end = min(begin + per_thread, bytes);
     int num_above = 0, num_inside = 0;
     for (int i = begin; i < end; ++i) {
       num_above += __popc(above[i]);
@@ -244,22 +283,26 @@ struct TopK {
       for (uint32_t bits = above[i] | equal; bits != 0; bits &= bits - 1) {
         const uint32_t bit = bits & -bits;
         if ((equal & bit) != 0 && --left < 0) continue;
-        *target++ = i * 32 + __ffs(static_cast<int>(bit)) - 1;
+        *target++ = i * 8 + __ffs(static_cast<int>(bit)) - 1;
       }
     }
   }
 
   // The `wanted` largest of the keys of `blocks` blocks, 1 <= wanted < blocks. `counted` is their
-  // histogram by bin_of and is zero afterwards. All threads call it; a barrier must follow.
+  // histogram by bin_of, in the order of bin_slot, and is zero afterwards. All threads call it; a
+  // barrier must follow.
   __device__ void select(const uint32_t* keys, uint32_t* counted, int blocks, int wanted,
                          int32_t* selection) {
+    Loaded loaded;
+    loaded.load(keys, first_base(), blocks);
     uint32_t counts[kBinsPerThread];
+    const auto slot = [](int i) {
+      return bin_slot(kBins - 1 - (static_cast<int>(threadIdx.x) * kBinsPerThread + i));
+    };
 #pragma unroll
-    for (int i = 0; i < kBinsPerThread; ++i) {
-      uint32_t& bin = counted[kBins - 1 - (threadIdx.x * kBinsPerThread + i)];
-      counts[i] = bin;
-      bin = 0;
-    }
+    for (int i = 0; i < kBinsPerThread; ++i) counts[i] = counted[slot(i)];
+#pragma unroll
+    for (int i = 0; i < kBinsPerThread; ++i) counted[slot(i)] = 0;
     find_bin(counts, wanted);
     Interval interval = interval_of_bin(found_bin);
     interval.inside = found_inside;
@@ -271,7 +314,7 @@ struct TopK {
         for (int i = threadIdx.x; i < blocks; i += kThreads) count(keys[i]);
       });
     }
-    classify(interval, keys, blocks);
+    classify(interval, keys, blocks, loaded);
     if (!interval.is_final()) settle_candidates(interval);
     write(blocks, interval.wanted, selection);
   }

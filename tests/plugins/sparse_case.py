@@ -162,7 +162,6 @@ def buffers(library: KernelLibrary, params: KernelParams, device: torch.device) 
 def launch(library: KernelLibrary, params: KernelParams) -> None:
     library.launch(params, torch.cuda.current_stream().cuda_stream)
     torch.cuda.synchronize()
-    assert not params.counters_tensor.any(), "counters are zero between calls"
 
 
 @dataclasses.dataclass

@@ -215,5 +215,4 @@ def test_graph_replay_while_lengths_grow(gpu_library):
         out.blocks.fill_(-7)
         graph.replay()
         torch.cuda.synchronize()
-        assert not params.counters_tensor.any()
         check(cache, settings, dataclasses.replace(out))

@@ -164,7 +164,6 @@ def test_graph_replay_while_lengths_grow(gpu_library):
         before = copy.deepcopy(case)
         graph.replay()
         torch.cuda.synchronize()
-        assert not params.counters_tensor.any()
         check(gpu_library, case, before, DEFAULT, out)
 
 
@@ -181,8 +180,7 @@ def test_two_streams_do_not_meet(gpu_library):
         for stream, one in zip(streams, params, strict=True):
             gpu_library.launch(one, stream.cuda_stream)
     torch.cuda.synchronize()
-    for case, out, one in zip(cases, outs, params, strict=True):
-        assert not one.counters_tensor.any()
+    for case, out in zip(cases, outs, strict=True):
         alone = torch.full_like(out, NAN)
         launch(gpu_library, step_params(gpu_library, case, DEFAULT, alone))
         assert torch.equal(out, alone)

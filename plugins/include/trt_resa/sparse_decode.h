@@ -28,8 +28,8 @@ typedef struct trt_resa_sparse_decode_params {
   /* outputs */
   void* out;       /* model [B, q_heads, D] */
   void* workspace; /* trt_resa_sparse_decode_workspace bytes of any content */
-  void* counters;  /* trt_resa_sparse_decode_counters bytes: zero before the first call, and left
-                      zero by each; calls that may overlap need counters of their own */
+  void* counters;  /* trt_resa_sparse_decode_counters bytes: zero before the first call, then left
+                      alone; calls that may overlap need counters of their own */
   /* extents */
   int32_t batch_size; /* at most 256 */
   int32_t max_blocks_per_seq;

@@ -35,8 +35,8 @@ typedef struct trt_resa_sparse_step_params {
   void* summary;   /* model [num_blocks, kv_heads, 2, D]: 0 = min, 1 = max of the block's valid K */
   void* out;       /* model [T, q_heads, D] */
   void* workspace; /* trt_resa_sparse_step_workspace bytes of any content */
-  void* counters;  /* trt_resa_sparse_step_counters bytes: zero before the first call, and left zero
-                      by each; calls that may overlap need counters of their own */
+  void* counters;  /* trt_resa_sparse_step_counters bytes: zero before the first call, then left
+                      alone; calls that may overlap need counters of their own */
   /* extents */
   int32_t num_rows;
   int32_t batch_size;         /* at most 256 */
