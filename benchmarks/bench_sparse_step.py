@@ -34,7 +34,8 @@ from tests.plugins.sparse_case import (
     empty_selection,
     select_params,
 )
-from trt_resa.kernels import KernelLibrary, KernelParams, KvAppendParams, SparseStepParams
+from trt_resa.kernel_params import KernelParams, KvAppendParams, SparseStepParams
+from trt_resa.kernels import KernelLibrary
 from trt_resa.kernels import load_library as load_kernels
 
 Q_HEADS, KV_HEADS, HEAD_DIM, BLOCK = 28, 4, 128, 16

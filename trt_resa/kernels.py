@@ -1,14 +1,12 @@
 """The CUDA kernel library: finding it, loading it, launching from it.
 
 Takes raw device addresses and a raw stream handle, so any framework can call it. Knows nothing of
-tensors, executors or engines. The C side is ``plugins/include/trt_resa``; every struct here mirrors
-one there, and loading refuses a library whose structs have another size.
+tensors, executors or engines.
 """
 
 from __future__ import annotations
 
 import ctypes
-import enum
 import functools
 import hashlib
 import importlib.metadata
@@ -16,9 +14,9 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
 
 from trt_resa.errors import TrtResaError
+from trt_resa.kernel_params import KERNELS, KernelParams, Status
 
 LIBRARY_NAME = "libtrt_resa_kernels.so"
 LIBRARY_VARIABLE = "TRT_RESA_KERNEL_LIBRARY"
@@ -38,241 +36,6 @@ class KernelLaunchError(TrtResaError):
     def __init__(self, kernel: str, status: int, reason: str) -> None:
         super().__init__(f"The kernel {kernel} was not launched: {reason} (status {status}).")
         self.status = status
-
-
-class Status(enum.IntEnum):
-    """``enum trt_resa_status``. ``CUDA_ERROR`` + n is error n of the CUDA runtime."""
-
-    OK = 0
-    NULL_POINTER = 1
-    MISALIGNED_POINTER = 2
-    BAD_DTYPE = 3
-    BAD_HEAD_DIM = 4
-    BAD_BLOCK_SIZE = 5
-    BAD_HEADS = 6
-    BAD_ROTARY_DIM = 7
-    BAD_EXTENT = 8
-    BAD_EPSILON = 9
-    BAD_SCALE = 10
-    BAD_SELECTION = 11
-    CUDA_ERROR = 1000
-
-
-class KernelDtype(enum.IntEnum):
-    """``enum trt_resa_dtype``."""
-
-    FLOAT16 = 0
-    BFLOAT16 = 1
-
-
-class KernelParams(ctypes.Structure):
-    """Base of the parameter structs: every field must be given, by name.
-
-    A bare ``ctypes.Structure`` takes an unknown name as a new attribute and a missing one as zero.
-    """
-
-    kernel: ClassVar[str]
-    needs_workspace: ClassVar[bool] = False
-    needs_counters: ClassVar[bool] = False
-
-    def __init__(self, **values: Any) -> None:
-        wanted = {field[0] for field in self._fields_}
-        if values.keys() != wanted:
-            missing = sorted(wanted - values.keys())
-            unknown = sorted(values.keys() - wanted)
-            raise TypeError(f"{type(self).__name__}: missing {missing}, unknown {unknown}")
-        super().__init__(**values)
-
-
-class KvAppendParams(KernelParams):
-    """``trt_resa_kv_append_params``; shapes and meanings stand in ``trt_resa/kv_append.h``."""
-
-    kernel = "kv_append"
-    _fields_ = [
-        ("qkv", ctypes.c_void_p),
-        ("position_ids", ctypes.c_void_p),
-        ("cu_query_lens", ctypes.c_void_p),
-        ("kv_lens", ctypes.c_void_p),
-        ("block_table", ctypes.c_void_p),
-        ("inv_freq", ctypes.c_void_p),
-        ("q_norm", ctypes.c_void_p),
-        ("k_norm", ctypes.c_void_p),
-        ("q", ctypes.c_void_p),
-        ("kv", ctypes.c_void_p),
-        ("summary", ctypes.c_void_p),
-        ("num_rows", ctypes.c_int32),
-        ("batch_size", ctypes.c_int32),
-        ("max_blocks_per_seq", ctypes.c_int32),
-        ("num_blocks", ctypes.c_int32),
-        ("q_heads", ctypes.c_int32),
-        ("kv_heads", ctypes.c_int32),
-        ("head_dim", ctypes.c_int32),
-        ("block_size", ctypes.c_int32),
-        ("rotary_dim", ctypes.c_int32),
-        ("dtype", ctypes.c_int32),
-        ("rope_scale", ctypes.c_float),
-        ("norm_eps", ctypes.c_float),
-    ]
-
-
-class DenseAttentionParams(KernelParams):
-    """``trt_resa_dense_attention_params``; shapes stand in ``trt_resa/dense_attention.h``."""
-
-    kernel = "dense_attention"
-    needs_workspace = True
-    _fields_ = [
-        ("q", ctypes.c_void_p),
-        ("cu_query_lens", ctypes.c_void_p),
-        ("kv_lens", ctypes.c_void_p),
-        ("block_table", ctypes.c_void_p),
-        ("kv", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("workspace", ctypes.c_void_p),
-        ("num_rows", ctypes.c_int32),
-        ("batch_size", ctypes.c_int32),
-        ("max_blocks_per_seq", ctypes.c_int32),
-        ("num_blocks", ctypes.c_int32),
-        ("q_heads", ctypes.c_int32),
-        ("kv_heads", ctypes.c_int32),
-        ("head_dim", ctypes.c_int32),
-        ("block_size", ctypes.c_int32),
-        ("dtype", ctypes.c_int32),
-        ("softmax_scale", ctypes.c_float),
-    ]
-
-
-class RecomputeSummariesParams(KernelParams):
-    """``trt_resa_recompute_summaries_params``; see ``trt_resa/recompute_summaries.h``."""
-
-    kernel = "recompute_summaries"
-    _fields_ = [
-        ("first_blocks", ctypes.c_void_p),
-        ("end_blocks", ctypes.c_void_p),
-        ("kv_lens", ctypes.c_void_p),
-        ("block_table", ctypes.c_void_p),
-        ("kv", ctypes.c_void_p),
-        ("summary", ctypes.c_void_p),
-        ("batch_size", ctypes.c_int32),
-        ("max_blocks_per_seq", ctypes.c_int32),
-        ("num_blocks", ctypes.c_int32),
-        ("kv_heads", ctypes.c_int32),
-        ("head_dim", ctypes.c_int32),
-        ("block_size", ctypes.c_int32),
-        ("dtype", ctypes.c_int32),
-    ]
-
-
-class BlockSelectParams(KernelParams):
-    """``trt_resa_block_select_params``; shapes stand in ``trt_resa/block_select.h``."""
-
-    kernel = "block_select"
-    needs_workspace = True
-    needs_counters = True
-    _fields_ = [
-        ("q", ctypes.c_void_p),
-        ("summary", ctypes.c_void_p),
-        ("kv_lens", ctypes.c_void_p),
-        ("block_table", ctypes.c_void_p),
-        ("selection", ctypes.c_void_p),
-        ("counts", ctypes.c_void_p),
-        ("workspace", ctypes.c_void_p),
-        ("counters", ctypes.c_void_p),
-        ("batch_size", ctypes.c_int32),
-        ("max_blocks_per_seq", ctypes.c_int32),
-        ("num_blocks", ctypes.c_int32),
-        ("max_selected", ctypes.c_int32),
-        ("q_heads", ctypes.c_int32),
-        ("kv_heads", ctypes.c_int32),
-        ("head_dim", ctypes.c_int32),
-        ("block_size", ctypes.c_int32),
-        ("min_blocks", ctypes.c_int32),
-        ("local_blocks", ctypes.c_int32),
-        ("sink_blocks", ctypes.c_int32),
-        ("dense_below", ctypes.c_int32),
-        ("dtype", ctypes.c_int32),
-        ("keep_ratio", ctypes.c_double),
-    ]
-
-
-class SparseDecodeParams(KernelParams):
-    """``trt_resa_sparse_decode_params``; shapes stand in ``trt_resa/sparse_decode.h``."""
-
-    kernel = "sparse_decode"
-    needs_workspace = True
-    needs_counters = True
-    _fields_ = [
-        ("q", ctypes.c_void_p),
-        ("kv", ctypes.c_void_p),
-        ("kv_lens", ctypes.c_void_p),
-        ("block_table", ctypes.c_void_p),
-        ("selection", ctypes.c_void_p),
-        ("counts", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("workspace", ctypes.c_void_p),
-        ("counters", ctypes.c_void_p),
-        ("batch_size", ctypes.c_int32),
-        ("max_blocks_per_seq", ctypes.c_int32),
-        ("num_blocks", ctypes.c_int32),
-        ("max_selected", ctypes.c_int32),
-        ("q_heads", ctypes.c_int32),
-        ("kv_heads", ctypes.c_int32),
-        ("head_dim", ctypes.c_int32),
-        ("block_size", ctypes.c_int32),
-        ("dtype", ctypes.c_int32),
-        ("softmax_scale", ctypes.c_float),
-    ]
-
-
-class SparseStepParams(KernelParams):
-    """``trt_resa_sparse_step_params``; shapes stand in ``trt_resa/sparse_step.h``."""
-
-    kernel = "sparse_step"
-    needs_workspace = True
-    needs_counters = True
-    _fields_ = [
-        ("qkv", ctypes.c_void_p),
-        ("position_ids", ctypes.c_void_p),
-        ("cu_query_lens", ctypes.c_void_p),
-        ("kv_lens", ctypes.c_void_p),
-        ("block_table", ctypes.c_void_p),
-        ("inv_freq", ctypes.c_void_p),
-        ("q_norm", ctypes.c_void_p),
-        ("k_norm", ctypes.c_void_p),
-        ("q", ctypes.c_void_p),
-        ("kv", ctypes.c_void_p),
-        ("summary", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("workspace", ctypes.c_void_p),
-        ("counters", ctypes.c_void_p),
-        ("num_rows", ctypes.c_int32),
-        ("batch_size", ctypes.c_int32),
-        ("max_blocks_per_seq", ctypes.c_int32),
-        ("num_blocks", ctypes.c_int32),
-        ("q_heads", ctypes.c_int32),
-        ("kv_heads", ctypes.c_int32),
-        ("head_dim", ctypes.c_int32),
-        ("block_size", ctypes.c_int32),
-        ("rotary_dim", ctypes.c_int32),
-        ("min_blocks", ctypes.c_int32),
-        ("local_blocks", ctypes.c_int32),
-        ("sink_blocks", ctypes.c_int32),
-        ("dense_below", ctypes.c_int32),
-        ("dtype", ctypes.c_int32),
-        ("rope_scale", ctypes.c_float),
-        ("norm_eps", ctypes.c_float),
-        ("softmax_scale", ctypes.c_float),
-        ("keep_ratio", ctypes.c_double),
-    ]
-
-
-KERNELS: tuple[type[KernelParams], ...] = (
-    KvAppendParams,
-    DenseAttentionParams,
-    RecomputeSummariesParams,
-    BlockSelectParams,
-    SparseDecodeParams,
-    SparseStepParams,
-)
 
 
 class KernelLibrary:

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from trt_resa.kernels import DenseAttentionParams, KernelDtype, KernelLibrary
+from trt_resa.kernel_params import DenseAttentionParams, KernelDtype
+from trt_resa.kernels import KernelLibrary
 
 NAN = float("nan")
 DTYPES = {torch.float16: KernelDtype.FLOAT16, torch.bfloat16: KernelDtype.BFLOAT16}

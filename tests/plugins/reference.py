@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from trt_resa.kernels import KernelDtype, KvAppendParams
+from trt_resa.kernel_params import KernelDtype, KvAppendParams
 
 NAN = float("nan")
 

@@ -8,13 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
-from trt_resa.kernels import (
-    BlockSelectParams,
-    KernelDtype,
-    KernelLibrary,
-    KernelParams,
-    SparseDecodeParams,
-)
+from trt_resa.kernel_params import BlockSelectParams, KernelDtype, KernelParams, SparseDecodeParams
+from trt_resa.kernels import KernelLibrary
 
 NAN = float("nan")
 DTYPES = {torch.float16: KernelDtype.FLOAT16, torch.bfloat16: KernelDtype.BFLOAT16}

@@ -13,12 +13,8 @@ from tests.plugins.dense_reference import (  # noqa: E402 (after importorskip)
     dense_attention,
     make_dense_case,
 )
-from trt_resa.kernels import (  # noqa: E402
-    DenseAttentionParams,
-    KernelLaunchError,
-    KernelLibrary,
-    Status,
-)
+from trt_resa.kernel_params import DenseAttentionParams, Status  # noqa: E402
+from trt_resa.kernels import KernelLaunchError, KernelLibrary  # noqa: E402
 
 gpu = pytest.mark.gpu
 DTYPES = [torch.float16, torch.bfloat16]

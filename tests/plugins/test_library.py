@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trt_resa import kernels
-from trt_resa.kernels import KernelLaunchError, KernelLibraryError, KvAppendParams, Status
+from trt_resa.kernel_params import KernelDtype, KvAppendParams, Status
+from trt_resa.kernels import KernelLaunchError, KernelLibraryError
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADERS = ROOT / "plugins" / "include" / "trt_resa"
@@ -105,7 +106,7 @@ def test_params_need_every_field_and_no_other():
 
 @pytest.mark.parametrize(
     ("name", "enum"),
-    [("trt_resa_status", kernels.Status), ("trt_resa_dtype", kernels.KernelDtype)],
+    [("trt_resa_status", Status), ("trt_resa_dtype", KernelDtype)],
 )
 def test_enum_mirrors_the_header(name, enum):
     header = (HEADERS / "status.h").read_text(encoding="utf-8")

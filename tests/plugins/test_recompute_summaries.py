@@ -10,11 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from tests.plugins.dense_reference import DTYPES, make_dense_case  # noqa: E402 (importorskip)
-from trt_resa.kernels import (  # noqa: E402
-    KernelLaunchError,
-    RecomputeSummariesParams,
-    Status,
-)
+from trt_resa.kernel_params import RecomputeSummariesParams, Status  # noqa: E402
+from trt_resa.kernels import KernelLaunchError  # noqa: E402
 
 gpu = pytest.mark.gpu
 ADDRESS = 1 << 20  # aligned, and never read: every call with it is refused before a launch

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 
-from trt_resa.kernels import (
+from trt_resa.kernel_params import (
     BlockSelectParams,
-    KernelLaunchError,
-    KernelLibrary,
     KernelParams,
     SparseDecodeParams,
     SparseStepParams,
     Status,
 )
+from trt_resa.kernels import KernelLaunchError, KernelLibrary
 
 ADDRESS = 1 << 20  # aligned, and never read: every call with it is refused before a launch
 PARAMS = (BlockSelectParams, SparseDecodeParams, SparseStepParams)

@@ -22,7 +22,7 @@ from tests.plugins.sparse_case import (  # noqa: E402
     launch,
     select,
 )
-from trt_resa.kernels import SparseStepParams  # noqa: E402
+from trt_resa.kernel_params import SparseStepParams  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 
