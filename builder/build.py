@@ -14,11 +14,14 @@ import safetensors.torch
 import torch
 
 from trt_resa.builder.plan import Plan, plan
+from trt_resa.builder.trt_network import TrtOptions, decoder_writer
 from trt_resa.builder.weights import WeightLoader
 from trt_resa.config import BuildConfig, SparseAttentionConfig
 from trt_resa.engine_dir import (
     ATTENTION_WEIGHTS,
     FORMAT_VERSION,
+    MODEL_ENGINE,
+    SEGMENT_FILES,
     BuildInfo,
     EngineConfig,
     EngineDirectory,
@@ -59,14 +62,17 @@ def build(
     overwrite: bool = False,
     compute_capabilities: Sequence[str] = DEFAULT_COMPUTE_CAPABILITIES,
     profiling_verbosity: str = "detailed",
+    trt_options: TrtOptions | None = None,
     progress: Callable[[BuiltSegment], None] = lambda _: None,
 ) -> EngineDirectory:
     """Build an engine directory; ``output_dir`` is whole afterwards, or as it was on any error.
 
-    ``compute_capabilities`` is a choice of ``COMPUTE_CAPABILITIES``; ``profiling_verbosity`` (none,
-    layer_names_only or detailed) is what the engine inspector can list later. Memory stays below
-    twice the larger of the largest segment and the largest checkpoint shard, plus 1 GiB. Raises
-    ConfigError, CheckpointError or EngineError.
+    ``compute_capabilities`` is a choice of ``COMPUTE_CAPABILITIES`` for TensorRT-RTX;
+    ``profiling_verbosity`` (none, layer_names_only or detailed) is what the engine inspector can
+    list later; ``trt_options`` are those of the executor tensorrt. Memory stays below twice the
+    larger of the largest segment and the largest checkpoint shard, plus 1 GiB; for the executor
+    tensorrt, which takes all weights at once, it is several times the model. Raises ConfigError,
+    CheckpointError or EngineError.
     """
     check_output_dir(Path(output_dir).absolute(), overwrite)
     return build_plan(
@@ -75,6 +81,7 @@ def build(
         overwrite=overwrite,
         compute_capabilities=compute_capabilities,
         profiling_verbosity=profiling_verbosity,
+        trt_options=trt_options,
         progress=progress,
     )
 
@@ -86,15 +93,20 @@ def build_plan(
     overwrite: bool = False,
     compute_capabilities: Sequence[str] = DEFAULT_COMPUTE_CAPABILITIES,
     profiling_verbosity: str = "detailed",
+    trt_options: TrtOptions | None = None,
     progress: Callable[[BuiltSegment], None] = lambda _: None,
 ) -> EngineDirectory:
     """``build`` from a plan already made."""
     loader = WeightLoader(planned.checkpoint, planned.description, planned.build)
     writers = _writers(planned, compute_capabilities, profiling_verbosity)
+    write_decoder = None
+    if "tensorrt" in planned.build.executors:
+        options = trt_options or TrtOptions(profiling_verbosity=profiling_verbosity)
+        write_decoder = decoder_writer(planned, options)
     segments = planned.network.segments()
     with under_construction(output_dir, overwrite) as work:
         _check_space(work, planned)
-        for index, segment in enumerate(segments):
+        for index, segment in enumerate(segments if writers else ()):
             start = time.perf_counter()
             weights = loader.load(segment.weights)
             files = [write(work, index, weights) for write in writers]
@@ -107,6 +119,9 @@ def build_plan(
         ]
         if of_attention:
             _save(loader.load(of_attention), work / ATTENTION_WEIGHTS)
+        if write_decoder is not None:
+            everything = [w for node in planned.network.nodes for w in node.weights.values()]
+            write_decoder(loader.load(everything), work / MODEL_ENGINE)
         planned.checkpoint.save_tokenizer(work)
         write_description(work, _engine_config(planned, compute_capabilities), planned.network)
     return EngineDirectory(output_dir)
@@ -119,12 +134,13 @@ _Writer = Callable[[Path, int, Mapping[str, torch.Tensor]], Path]
 def _writers(
     planned: Plan, compute_capabilities: Sequence[str], profiling_verbosity: str
 ) -> list[_Writer]:
-    """One per executor of the plan."""
+    """One per executor of the plan that has a file per segment."""
     return [
         _engine_writer(planned, compute_capabilities, profiling_verbosity)
         if executor == "tensorrt_rtx"
         else _write_weights
         for executor in planned.build.executors
+        if executor in SEGMENT_FILES
     ]
 
 
@@ -177,6 +193,12 @@ def _engine_config(planned: Plan, compute_capabilities: Sequence[str]) -> Engine
         from trt_resa.rtx import FLAVOUR, VERSION
 
         flavour, version, capabilities = FLAVOUR, VERSION, tuple(compute_capabilities)
+    elif "tensorrt" in planned.build.executors:
+        from trt_resa.trt import FLAVOUR, VERSION
+
+        flavour, version = FLAVOUR, VERSION
+        if torch.cuda.is_available():  # it builds for the GPU at hand
+            capabilities = (".".join(map(str, torch.cuda.get_device_capability())),)
     library_version, library_hash = _kernel_library()
     return EngineConfig(
         version=FORMAT_VERSION,

@@ -25,6 +25,7 @@ from trt_resa.builder.build import (
     build_plan,
 )
 from trt_resa.builder.plan import check_options, plan
+from trt_resa.builder.trt_network import TrtOptions
 from trt_resa.cli_options import SPARSE_SECTION, given, options_of, read_yaml
 from trt_resa.config import BuildConfig, SparseAttentionConfig
 from trt_resa.engine_dir import check_output_dir
@@ -93,7 +94,16 @@ def _memories(_: click.Context, __: click.Parameter, text: str) -> tuple[float, 
 @click.option(
     "--timing_cache",
     type=click.Path(path_type=Path),
-    help="ignored with a warning: TensorRT-RTX times no kernels when it builds",
+    help="file of kernel timings that the executor tensorrt reads and extends; ignored with a "
+    "warning elsewhere: TensorRT-RTX times no kernels when it builds",
+)
+@click.option(
+    "--weight_streaming", is_flag=True, help="executor tensorrt: weights may stay in host memory"
+)
+@click.option(
+    "--strip_plan",
+    is_flag=True,
+    help="executor tensorrt: an engine without weights, to be refitted",
 )
 @click.option(
     "--log_level",
@@ -117,16 +127,25 @@ def build_engine(
     compute_capabilities: tuple[str, ...],
     profiling_verbosity: str,
     timing_cache: Path | None,
+    weight_streaming: bool,
+    strip_plan: bool,
     log_level: str,
     dry_run: bool,
     gpu_memory_gb: tuple[float, ...],
     overwrite: bool,
     **flags: Any,
 ) -> None:
-    """Build an engine directory from a checkpoint. Needs no GPU."""
+    """Build an engine directory from a checkpoint. Needs a GPU for the executor tensorrt alone."""
     logging.basicConfig(level=log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     build, sparse = _configurations(config, flags)
     check_options(build, sparse)
+    trt_options = TrtOptions(
+        profiling_verbosity=profiling_verbosity,
+        weight_streaming=weight_streaming,
+        strip_plan=strip_plan,
+        timing_cache=timing_cache,
+    )
+    _check_trt_options(build, trt_options)
     console = Console()
     if dry_run:
         planned = plan(checkpoint_dir, build, sparse)
@@ -136,8 +155,6 @@ def build_engine(
     if output_dir is None:
         raise ConfigError("--output_dir is missing; give a directory to write, or --dry_run")
     check_output_dir(output_dir.absolute(), overwrite)
-    if timing_cache is not None:
-        _logger.warning("--timing_cache is ignored: TensorRT-RTX has no timing cache")
     start = time.perf_counter()
     with _terminated_as_exit(), _progress_bar() as progress:
         planned = plan(checkpoint_dir, build, sparse)
@@ -147,6 +164,7 @@ def build_engine(
             overwrite=overwrite,
             compute_capabilities=compute_capabilities,
             profiling_verbosity=profiling_verbosity,
+            trt_options=trt_options,
             progress=progress,
         )
     size = sum(file.stat().st_size for file in engine.path.iterdir())
@@ -154,6 +172,20 @@ def build_engine(
     console.print(report.summary_table(planned, engine.path, size, seconds))
     path = shlex.quote(str(output_dir))
     click.echo(f"Next: trt-resa generate --engine_dir {path} --prompt 'Once upon a time'")
+
+
+def _check_trt_options(build: BuildConfig, options: TrtOptions) -> None:
+    """Raise ConfigError for what only the executor tensorrt does, where it is not built for."""
+    if "tensorrt" in build.executors:
+        return
+    for flag in ("weight_streaming", "strip_plan"):
+        if getattr(options, flag):
+            raise ConfigError(
+                f"--{flag} is for the executor tensorrt, and this is a build for "
+                f"{','.join(build.executors)}; leave it out, or give --executors tensorrt"
+            )
+    if options.timing_cache is not None:
+        _logger.warning("--timing_cache is ignored: TensorRT-RTX has no timing cache")
 
 
 def _configurations(

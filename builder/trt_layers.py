@@ -1,8 +1,8 @@
 """Emits the nodes of a network as layers of a strongly typed TensorRT network.
 
 Written once for both flavours: ``trt`` is the module ``tensorrt`` or ``tensorrt_rtx``. Activations
-stay in the network's dtype between layers; inside, RMS norm, SwiGLU and the sums of an INT4 linear's
-offsets are computed in fp32, which costs nothing since they fuse into one kernel.
+stay in the network's dtype between layers; inside, RMS norm, SwiGLU and the sums of an INT4
+linear's offsets are computed in fp32, which costs nothing since they fuse into one kernel.
 """
 
 from __future__ import annotations

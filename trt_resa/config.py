@@ -17,7 +17,7 @@ from trt_resa.validation import STRICT
 RectifyMode = Literal["fused", "separate", "verify", "none", "dense"]
 Dtype = Literal["auto", "float16", "bfloat16", "float32"]
 Quantization = Literal["none", "w4a16"]
-ExecutorName = Literal["tensorrt_rtx", "torch"]
+ExecutorName = Literal["tensorrt", "tensorrt_rtx", "torch"]
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -84,8 +84,9 @@ class BuildConfig:
         tuple[ExecutorName, ...],
         Field(
             min_length=1,
-            description="executors the engine directory can run on; tensorrt_rtx writes engines, "
-            "torch writes weights that run on a CPU or through plain PyTorch",
+            description="what the engine directory is for: tensorrt_rtx writes an engine per "
+            "segment, tensorrt one engine with attention plugins (needs TensorRT and a GPU), torch "
+            "weights that run on a CPU or through plain PyTorch",
         ),
     ] = ("tensorrt_rtx", "torch")
     max_batch_size: Annotated[int, Field(ge=1, le=256, description="sequences per step")] = 8
@@ -104,7 +105,13 @@ class BuildConfig:
     def _limits_agree(self) -> Self:
         if len(set(self.executors)) != len(self.executors):
             raise ValueError(f"executors {self.executors} names one twice")
-        if self.dtype == "float32" and "tensorrt_rtx" in self.executors:
+        flavours = [name for name in self.executors if name != "torch"]
+        if len(flavours) > 1:
+            raise ValueError(
+                f"executors {','.join(self.executors)} asks for engines of two kinds; build an "
+                "engine directory for each of them"
+            )
+        if self.dtype == "float32" and flavours:
             raise ValueError(
                 "dtype float32 is for the torch executor alone; use float16 or bfloat16, or "
                 "executors torch"

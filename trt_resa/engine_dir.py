@@ -4,6 +4,7 @@
 config.json               version, pretrained_config, build_config, sparse_attention_config,
                           build_info
 network.json              the network (``trt_resa.network``)
+model.engine              TensorRT engine of the whole decoder (executor tensorrt)
 segment_NNN.engine        TensorRT-RTX engine of one segment (executor tensorrt_rtx)
 segment_NNN.safetensors   weights of one segment (executor torch)
 attention.safetensors     weights of the attention nodes (QK norm); absent where there are none
@@ -18,7 +19,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,7 @@ FORMAT_VERSION = 1
 CONFIG = "config.json"
 NETWORK = "network.json"
 ATTENTION_WEIGHTS = "attention.safetensors"
+MODEL_ENGINE = "model.engine"
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -71,6 +73,13 @@ def segment_engine(index: int) -> str:
 
 def segment_weights(index: int) -> str:
     return f"segment_{index:03d}.safetensors"
+
+
+#: Name of a segment's file, by the executor that has one per segment.
+SEGMENT_FILES: Mapping[str, Callable[[int], str]] = {
+    "tensorrt_rtx": segment_engine,
+    "torch": segment_weights,
+}
 
 
 class EngineDirectory:
@@ -122,10 +131,12 @@ class EngineDirectory:
             ) from None
 
     def _promised_files(self) -> Iterator[str]:
-        writers = {"tensorrt_rtx": segment_engine, "torch": segment_weights}
-        for index in range(len(self.network.attention_nodes) + 1):
-            for executor in self.config.build_config.executors:
-                yield writers[executor](index)
+        for executor in self.config.build_config.executors:
+            if executor == "tensorrt":
+                yield MODEL_ENGINE
+            else:
+                segments = range(len(self.network.attention_nodes) + 1)
+                yield from map(SEGMENT_FILES[executor], segments)
         if any(node.weights for node in self.network.attention_nodes):
             yield ATTENTION_WEIGHTS
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from trt_resa import tables
-from trt_resa.engine_dir import EngineConfig, EngineDirectory, segment_engine, segment_weights
+from trt_resa.engine_dir import SEGMENT_FILES, EngineConfig, EngineDirectory, segment_engine
 from trt_resa.errors import EngineError
 from trt_resa.values import ValueSpec, value_specs
 
@@ -69,7 +69,7 @@ def engine_layers(engine: EngineDirectory) -> list[list[dict[str, Any]]]:
     built_for = engine.config.build_config.executors
     if "tensorrt_rtx" not in built_for:
         raise EngineError(
-            f"{engine.path} holds no engines (it was built with --executors "
+            f"{engine.path} holds no TensorRT-RTX engines (it was built with --executors "
             f"{','.join(built_for)}), so it has no layers to list; leave out --layers"
         )
     from trt_resa.rtx import check_version, load_engine, trt
@@ -98,9 +98,13 @@ def _specs(engine: EngineDirectory) -> dict[str, ValueSpec]:
 
 
 def _files(engine: EngineDirectory, index: int) -> dict[str, Path]:
-    """The segment's file by executor."""
-    names = {"tensorrt_rtx": segment_engine(index), "torch": segment_weights(index)}
-    return {e: engine.path / names[e] for e in engine.config.build_config.executors}
+    """The segment's file, by executor that has one per segment."""
+    executors = engine.config.build_config.executors
+    return {
+        executor: engine.path / name(index)
+        for executor, name in SEGMENT_FILES.items()
+        if executor in executors
+    }
 
 
 def _summary(engine: EngineDirectory) -> tuple[Table, Table]:
@@ -117,7 +121,7 @@ def _summary(engine: EngineDirectory) -> tuple[Table, Table]:
     if info.tensorrt_version is None:
         facts.add_row("engines", "none")
     else:
-        targets = ", ".join(info.compute_capabilities)
+        targets = ", ".join(info.compute_capabilities) or "not recorded"
         facts.add_row(
             "engines",
             f"{info.tensorrt_flavour} {info.tensorrt_version} for compute capability {targets}",
@@ -131,7 +135,7 @@ def _summary(engine: EngineDirectory) -> tuple[Table, Table]:
     segments = engine.network.segments()
     sizes: dict[str, list[int]] = {
         executor: [_files(engine, index)[executor].stat().st_size for index in range(len(segments))]
-        for executor in config.build_config.executors
+        for executor in _files(engine, 0)
     }
     return facts, tables.segment_table(segments, _specs(engine), sizes)
 

@@ -6,12 +6,12 @@ Raises EngineError when the library is missing.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 from trt_resa.engine_dir import BuildInfo
 from trt_resa.errors import EngineError
+from trt_resa.trt_log import make_log
 
 try:
     import tensorrt_rtx as trt
@@ -26,44 +26,8 @@ __all__ = ["FLAVOUR", "LOG", "VERSION", "check_engine_file", "create_context", "
 FLAVOUR = "tensorrt_rtx"
 VERSION: str = trt.__version__
 
-_logger = logging.getLogger("trt_resa.tensorrt_rtx")
-
-_LEVELS = {
-    trt.ILogger.INTERNAL_ERROR: logging.ERROR,
-    trt.ILogger.ERROR: logging.ERROR,
-    trt.ILogger.WARNING: logging.WARNING,
-    trt.ILogger.INFO: logging.DEBUG,
-    trt.ILogger.VERBOSE: logging.DEBUG,
-}
-
-
-class _Log(trt.ILogger):
-    """Sends TensorRT's messages to ``logging`` and keeps its errors for the message of a failure.
-
-    Errors are logged at DEBUG alone: who called TensorRT raises them as one exception.
-    """
-
-    def __init__(self) -> None:
-        trt.ILogger.__init__(self)
-        self._errors: list[str] = []
-
-    def log(self, severity: trt.ILogger.Severity, msg: str) -> None:
-        level = _LEVELS[severity]
-        if level == logging.ERROR:
-            self._errors.append(" ".join(msg.split()))
-            level = logging.DEBUG
-        _logger.log(level, "%s", msg)
-
-    def take_errors(self) -> str:
-        """The errors since the last call as one line; empty when there were none."""
-        text = "; ".join(dict.fromkeys(self._errors))
-        self._errors.clear()
-        return text
-
-
-#: The one log of the process. TensorRT registers the first log that a builder or runtime is made
-#: with and silently ignores every other while that one is in use, so nobody makes a second.
-LOG = _Log()
+#: The one log of the process for this flavour.
+LOG = make_log(trt, "trt_resa.tensorrt_rtx")
 
 
 def check_engine_file(path: Path) -> None:
