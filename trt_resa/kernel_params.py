@@ -51,6 +51,7 @@ class KernelParams(ctypes.Structure):
     """Base of the parameter structs: every field must be given, by name.
 
     A bare ``ctypes.Structure`` takes an unknown name as a new attribute and a missing one as zero.
+    Only ``indirect`` may be left out: callers in Python know the addresses of the pools.
     """
 
     kernel: ClassVar[str]
@@ -59,8 +60,9 @@ class KernelParams(ctypes.Structure):
 
     def __init__(self, **values: Any) -> None:
         wanted = {field[0] for field in self._fields_}
-        if values.keys() != wanted:
-            missing = sorted(wanted - values.keys())
+        required = wanted - {"indirect"}
+        if not required <= values.keys() <= wanted:
+            missing = sorted(required - values.keys())
             unknown = sorted(values.keys() - wanted)
             raise TypeError(f"{type(self).__name__}: missing {missing}, unknown {unknown}")
         super().__init__(**values)
@@ -76,7 +78,7 @@ class KvAppendParams(KernelParams):
         ),
         extents=(
             "num_rows batch_size max_blocks_per_seq num_blocks q_heads kv_heads head_dim "
-            "block_size rotary_dim dtype"
+            "block_size rotary_dim dtype indirect"
         ),
         floats="rope_scale norm_eps",
     )
@@ -91,7 +93,7 @@ class DenseAttentionParams(KernelParams):
         pointers="q cu_query_lens kv_lens block_table kv out workspace",
         extents=(
             "num_rows batch_size max_blocks_per_seq num_blocks q_heads kv_heads head_dim "
-            "block_size dtype"
+            "block_size dtype indirect"
         ),
         floats="softmax_scale",
     )
@@ -152,7 +154,7 @@ class SparseStepParams(KernelParams):
         ),
         extents=(
             "num_rows batch_size max_blocks_per_seq num_blocks q_heads kv_heads head_dim "
-            "block_size rotary_dim min_blocks local_blocks sink_blocks dense_below dtype"
+            "block_size rotary_dim min_blocks local_blocks sink_blocks dense_below dtype indirect"
         ),
         floats="rope_scale norm_eps softmax_scale",
         doubles="keep_ratio",

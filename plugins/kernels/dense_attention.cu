@@ -37,7 +37,9 @@ int32_t check_pointers(const Params& p) {
   if (any_null({p.q, p.cu_query_lens, p.kv_lens, p.block_table, p.kv, p.out, p.workspace})) {
     return TRT_RESA_NULL_POINTER;
   }
-  if (any_misaligned({p.q, p.kv, p.out, p.workspace})) return TRT_RESA_MISALIGNED_POINTER;
+  if (any_misaligned({p.q, p.out, p.workspace}) || any_pool_misaligned({p.kv}, p.indirect)) {
+    return TRT_RESA_MISALIGNED_POINTER;
+  }
   return TRT_RESA_OK;
 }
 
@@ -54,7 +56,8 @@ constexpr bool kHasHopperCode =
 template <typename T>
 int32_t launch_path(const Args& a, const Device& device, void* stream) {
   const bool many_rows = many_rows_per_sequence(a.p);
-  const bool hopper = kHasHopperCode && device.major == 9 && device.minor == 0;
+  // The tensor map of that path is made on the host, from the address.
+  const bool hopper = kHasHopperCode && device.major == 9 && device.minor == 0 && a.p.indirect == 0;
   if (hopper && many_rows && a.p.head_dim != 96) return launch_hopper<T>(a, device, stream);
   return launch_portable<T>(a, device, many_rows, stream);
 }

@@ -14,6 +14,7 @@
 #include "dense_softmax.cuh"
 #include "dependent_launch.cuh"
 #include "mma.cuh"
+#include "pool.cuh"
 #include "vec.h"
 
 namespace trt_resa {
@@ -92,7 +93,7 @@ struct TileLoader {
     const int chunk = threadIdx.x % kLanes;
     if (kLanes != kChunks && chunk >= kChunks) return;
     const int in_block = a.p.block_size - 1;  // the bits of a key that are its slot
-    const T* kv = static_cast<const T*>(a.p.kv) + chunk * kVecSize;
+    const T* kv = pool<const T>(a.p.kv, a.p.indirect) + chunk * kVecSize;
     const int64_t to_values = static_cast<int64_t>(a.p.kv_heads) * a.p.block_size * kHeadDim;
 #pragma unroll
     for (int pass = 0; pass < kPasses; ++pass) {

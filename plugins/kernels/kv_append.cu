@@ -89,7 +89,8 @@ int32_t check(const Params& p) {
       (p.rotary_dim > 0 && any_null({p.position_ids, p.inv_freq}))) {
     return TRT_RESA_NULL_POINTER;
   }
-  if (any_misaligned({p.qkv, p.q_norm, p.k_norm, p.q, p.kv, p.summary})) {
+  if (any_misaligned({p.qkv, p.q_norm, p.k_norm, p.q}) ||
+      any_pool_misaligned({p.kv, p.summary}, p.indirect)) {
     return TRT_RESA_MISALIGNED_POINTER;
   }
   // Written so that NaN is refused too.

@@ -13,6 +13,7 @@
 // follows.
 #pragma once
 
+#include "pool.cuh"
 #include "sin_cos.h"
 #include "trt_resa/kv_append.h"
 #include "vec.h"
@@ -165,7 +166,7 @@ __device__ void append_head(const Params& p, const TouchedBlock& block, int head
   } else {
     kv_head = head - p.q_heads - (is_key ? 0 : p.kv_heads);
     old_keys =
-        static_cast<const T*>(p.kv) + column +
+        pool<const T>(p.kv, p.indirect) + column +
         ((pool_block * 2 + (is_key ? 0 : 1)) * p.kv_heads + kv_head) * p.block_size * kHeadDim;
     target = const_cast<T*>(old_keys) + block.first_slot * kHeadDim;
     target_stride = kHeadDim;
@@ -237,8 +238,8 @@ __device__ void append_head(const Params& p, const TouchedBlock& block, int head
     extrema.high = max_nan(extrema.high, shuffle_xor(extrema.high, mask));
   }
   if (summarises && row_in_pass == 0) {
-    T* summary =
-        static_cast<T*>(p.summary) + (pool_block * p.kv_heads + kv_head) * 2 * kHeadDim + column;
+    T* summary = pool<T>(p.summary, p.indirect) +
+                 (pool_block * p.kv_heads + kv_head) * 2 * kHeadDim + column;
     extrema.low.store(summary);
     extrema.high.store(summary + kHeadDim);
   }

@@ -25,6 +25,14 @@ inline bool any_misaligned(std::initializer_list<const void*> pointers) {
   return false;
 }
 
+// The cache's pools, or where their addresses stand.
+inline bool any_pool_misaligned(std::initializer_list<const void*> pointers, int32_t indirect) {
+  for (const void* pointer : pointers) {
+    if (reinterpret_cast<uintptr_t>(pointer) % (indirect != 0 ? 8 : 16) != 0) return true;
+  }
+  return false;
+}
+
 // A failure is cleared, so that it is reported once.
 inline int32_t cuda_status(cudaError_t error) {
   if (error == cudaSuccess) return TRT_RESA_OK;

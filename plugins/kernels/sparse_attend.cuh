@@ -9,6 +9,7 @@
 #pragma once
 
 #include "mma.cuh"
+#include "pool.cuh"
 #include "sparse_args.h"
 #include "sparse_plan.cuh"
 #include "vec.h"
@@ -98,7 +99,7 @@ struct TileStream {
       const int64_t offset = __shfl_sync(0xffffffffu, source, tile % 32);
       const int rows = offset < 0 ? 0 : __shfl_sync(0xffffffffu, valid, tile % 32);
       const T* from =
-          static_cast<const T*>(a.kv) + max(offset, int64_t{0}) +
+          pool<const T>(a.kv, a.append.indirect) + max(offset, int64_t{0}) +
           (is_value ? static_cast<int64_t>(a.kv_heads) * a.block_size * Shape::kHeadDim : 0);
       const uint32_t to = ring + next_slot * Shape::kUnitBytes;
       if (!is_value && lane == 0) ring_valid[tile % 4] = rows;

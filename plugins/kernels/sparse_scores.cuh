@@ -7,6 +7,7 @@
 #pragma once
 
 #include "kv_append.cuh"
+#include "pool.cuh"
 #include "sparse_args.h"
 #include "sparse_plan.cuh"
 #include "sparse_sync.cuh"
@@ -170,7 +171,7 @@ __device__ void score_chunk(const Args& a, const Plan& plan, const RowItem& item
       a.sink_blocks,
       blocks - a.local_blocks,
       a.block_table + static_cast<int64_t>(item.seq) * a.max_blocks_per_seq,
-      static_cast<const T*>(a.summary) + item.kv_head * 2 * kHeadDim + column,
+      pool<const T>(a.summary, a.append.indirect) + item.kv_head * 2 * kHeadDim + column,
       lane_in_row,
       static_cast<int>(threadIdx.x) % 32 / L::kLanes,
   };

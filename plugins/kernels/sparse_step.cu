@@ -35,6 +35,7 @@ sparse::Args make_args(const Params& p) {
   args.append.block_size = p.block_size;
   args.append.rotary_dim = p.rotary_dim;
   args.append.dtype = p.dtype;
+  args.append.indirect = p.indirect;
   args.append.rope_scale = p.rope_scale;
   args.append.norm_eps = p.norm_eps;
 
@@ -77,8 +78,8 @@ int32_t check_pointers(const Params& p) {
       (p.rotary_dim > 0 && any_null({p.position_ids, p.inv_freq}))) {
     return TRT_RESA_NULL_POINTER;
   }
-  if (any_misaligned(
-          {p.qkv, p.q_norm, p.k_norm, p.q, p.kv, p.summary, p.out, p.workspace, p.counters})) {
+  if (any_misaligned({p.qkv, p.q_norm, p.k_norm, p.q, p.out, p.workspace, p.counters}) ||
+      any_pool_misaligned({p.kv, p.summary}, p.indirect)) {
     return TRT_RESA_MISALIGNED_POINTER;
   }
   // Written so that NaN is refused too.

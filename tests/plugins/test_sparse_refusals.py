@@ -34,6 +34,7 @@ VALUES = {
     "sink_blocks": 0,
     "dense_below": 0,
     "dtype": 0,
+    "indirect": 0,
     "rope_scale": 1.0,
     "norm_eps": 1e-6,
     "softmax_scale": 0.1,

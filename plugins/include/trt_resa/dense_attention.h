@@ -19,6 +19,9 @@ extern "C" {
  * their part of `out` is not written. Slots behind kv_len and blocks of no sequence may hold
  * anything. Keys and values of a block whose block_table entry is no block of the pool read as
  * zero.
+ *
+ * With `indirect` 1, kv is not the buffer's address but points to 8 bytes of device memory that
+ * hold it; the kernels read it there. The pointer is aligned to 8 then.
  */
 typedef struct trt_resa_dense_attention_params {
   /* inputs */
@@ -40,6 +43,7 @@ typedef struct trt_resa_dense_attention_params {
   int32_t head_dim;   /* 64, 96, 128 or 256 */
   int32_t block_size; /* 16, 32 or 64 */
   int32_t dtype;      /* enum trt_resa_dtype */
+  int32_t indirect;   /* 0 or 1 */
   /* scalars */
   float softmax_scale; /* positive: factor of the scores, 1 / sqrt(D) as a rule */
 } trt_resa_dense_attention_params;

@@ -16,6 +16,9 @@ extern "C" {
  * ones. Sequences without rows, rows from cu_query_lens[B] on (padding of a captured graph), and
  * sequences whose row range or kv_len is impossible are ignored: nothing of theirs is written.
  * A row whose block_table entry is no block of the pool still gets its q, and no cache write.
+ *
+ * With `indirect` 1, kv and summary are not the buffers' addresses but point to 8 bytes of device
+ * memory each that hold them; the kernels read them there. The pointers are aligned to 8 then.
  */
 typedef struct trt_resa_kv_append_params {
   /* inputs */
@@ -42,6 +45,7 @@ typedef struct trt_resa_kv_append_params {
   int32_t block_size; /* 16, 32 or 64 */
   int32_t rotary_dim; /* a multiple of 16 up to head_dim; the rest of a head passes unrotated */
   int32_t dtype;      /* enum trt_resa_dtype */
+  int32_t indirect;   /* 0 or 1 */
   /* scalars */
   float rope_scale; /* factor of cos and sin (YaRN's attention factor; 1 otherwise) */
   float norm_eps;   /* epsilon of both norms; positive where a norm weight is given */

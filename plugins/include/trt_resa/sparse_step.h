@@ -18,6 +18,9 @@ extern "C" {
  *
  * Traps: workspace may be shared with whatever does not run at the same time, counters may not:
  * they must live from call to call. Layers of one model can share both, since they run in turn.
+ *
+ * With `indirect` 1, kv and summary are not the buffers' addresses but point to 8 bytes of device
+ * memory each that hold them; the kernels read them there. The pointers are aligned to 8 then.
  */
 typedef struct trt_resa_sparse_step_params {
   /* inputs */
@@ -51,7 +54,8 @@ typedef struct trt_resa_sparse_step_params {
   int32_t local_blocks; /* at least 1: the block that is appended to */
   int32_t sink_blocks;
   int32_t dense_below;
-  int32_t dtype; /* enum trt_resa_dtype */
+  int32_t dtype;    /* enum trt_resa_dtype */
+  int32_t indirect; /* 0 or 1 */
   /* scalars */
   float rope_scale;    /* factor of cos and sin */
   float norm_eps;      /* epsilon of both norms; positive where a norm weight is given */
