@@ -84,6 +84,33 @@ def tiny_checkpoint(
     return Path(path)
 
 
+def large_checkpoint(path: Path, layers: int) -> Path:
+    """A Llama of about 20 MB a layer in fp16, one shard each, of constants: quick to write."""
+    from safetensors.torch import load_file, save_file
+
+    tiny = tiny_checkpoint(
+        path, hidden_size=1024, intermediate_size=3072, num_hidden_layers=1, dtype=torch.float16
+    )
+    tensors = load_file(tiny / "model.safetensors")
+    (tiny / "model.safetensors").unlink()
+    config = json.loads((tiny / "config.json").read_text())
+    (tiny / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
+    prefix = "model.layers.0."
+    shared = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+    files = {"model-shared.safetensors": shared}
+    for layer in range(layers):
+        files[f"model-{layer}.safetensors"] = {
+            name.replace(prefix, f"model.layers.{layer}."): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
+    for name, content in files.items():
+        save_file(content, tiny / name, metadata={"format": "pt"})
+    index = {tensor: name for name, content in files.items() for tensor in content}
+    (tiny / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    return tiny
+
+
 def _randomize_vectors(model: torch.nn.Module) -> None:
     """Norm weights away from 1 and biases away from 0, so that a dropped one is noticed."""
     with torch.no_grad():

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.checkpoints import tiny_checkpoint
+from tests.checkpoints import large_checkpoint, tiny_checkpoint
 from trt_resa.builder import report
 from trt_resa.builder.build import build
 from trt_resa.builder.families import FAMILIES
@@ -199,28 +199,3 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     assert weights > 12 * largest
     assert peak < 2 * largest + (1 << 30), f"peak of {peak / 1e6:.0f} MB"
     assert peak - libraries < 2 * largest + 350e6, f"growth by {(peak - libraries) / 1e6:.0f} MB"
-
-
-def large_checkpoint(path: Path, layers: int) -> Path:
-    """A Llama of about 20 MB a layer in fp16, one shard each, of constants: quick to write."""
-    tiny = tiny_checkpoint(
-        path, hidden_size=1024, intermediate_size=3072, num_hidden_layers=1, dtype=torch.float16
-    )
-    tensors = load_file(tiny / "model.safetensors")
-    (tiny / "model.safetensors").unlink()
-    config = json.loads((tiny / "config.json").read_text())
-    (tiny / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
-    prefix = "model.layers.0."
-    shared = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
-    files = {"model-shared.safetensors": shared}
-    for layer in range(layers):
-        files[f"model-{layer}.safetensors"] = {
-            name.replace(prefix, f"model.layers.{layer}."): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(prefix)
-        }
-    for name, content in files.items():
-        save_file(content, tiny / name, metadata={"format": "pt"})
-    index = {tensor: name for name, content in files.items() for tensor in content}
-    (tiny / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    return tiny

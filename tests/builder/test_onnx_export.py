@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 
 from tests.builder.onnx_attention import OnnxExecutor
 from tests.builder.quantized_files import quantize_checkpoint
-from tests.checkpoints import tiny_checkpoint
+from tests.checkpoints import large_checkpoint, tiny_checkpoint
 from tests.driver import OneSequence
 from trt_resa import LLM, contract, plugin_fields
 from trt_resa.builder.build import build_plan
@@ -24,6 +26,8 @@ from trt_resa.config import BuildConfig, SparseAttentionConfig
 from trt_resa.errors import ConfigError, EngineError
 from trt_resa.reference.compare import relative_error
 
+ROOT = Path(__file__).resolve().parents[2]
+
 #: Of 10 blocks a sparse step attends to 3; with 0.3 rounded to a float32 it would attend to 4.
 SPARSE = SparseAttentionConfig(keep_ratio=0.3, min_blocks=2)
 TOKENS = torch.randint(0, 256, (190,), generator=torch.Generator().manual_seed(3)).tolist()
@@ -33,21 +37,22 @@ def planned(checkpoint: Path, dtype: str = "float32", **build: Any) -> Plan:
     return plan(checkpoint, BuildConfig(dtype=dtype, executors=("torch",), **build), SPARSE)
 
 
-def logits(executor: Any) -> torch.Tensor:
+def logits(executor: Any, sparse_steps: int) -> torch.Tensor:
     """A prefill, a dense pass of one row, sparse steps, a rectification of their rows."""
+    stop = 151 + sparse_steps
     sequence = OneSequence(executor, SPARSE.block_size, len(TOKENS))
     parts = [sequence.dense(TOKENS, 0, 150), sequence.dense(TOKENS, 150, 151)]
-    parts += [sequence.sparse(TOKENS, position)[None] for position in range(151, 185)]
-    parts.append(sequence.dense(TOKENS, 151, len(TOKENS)))
+    parts += [sequence.sparse(TOKENS, position)[None] for position in range(151, stop)]
+    parts.append(sequence.dense(TOKENS, 151, stop))
     return torch.cat(parts)
 
 
-def assert_same_logits(source: Plan, path: Path) -> None:
+def assert_same_logits(source: Plan, path: Path, sparse_steps: int = 34) -> None:
     model = export_onnx(source, path / "model.onnx")
     engine = build_plan(source, path / "engine")
     with LLM(engine.path, device="cpu") as llm:
-        expected = logits(llm._executor)
-    actual = logits(OnnxExecutor(model, source.model, SPARSE.block_size, 16))
+        expected = logits(llm._executor, sparse_steps)
+    actual = logits(OnnxExecutor(model, source.model, SPARSE.block_size, 16), sparse_steps)
     worst = max(relative_error(a, e) for a, e in zip(actual, expected, strict=True))
     assert worst <= 1e-4
 
@@ -159,6 +164,43 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert run([*command, "--overwrite"]) in (0, None)
     assert run([*command[:-5], str(tmp_path / "model.pb")]) == 2
     assert "has to end in .onnx" in capsys.readouterr().err
+
+
+MEMORY_SCRIPT = """
+import resource, sys
+from trt_resa.builder.onnx_export import export_onnx
+from trt_resa.builder.plan import plan
+from trt_resa.config import BuildConfig, SparseAttentionConfig
+from trt_resa.tables import segment_bytes
+def peak():
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+checkpoint, output = sys.argv[1:]
+planned = plan(checkpoint, BuildConfig(executors=("torch",)), SparseAttentionConfig())
+libraries = peak()
+export_onnx(planned, output)
+largest = max(map(segment_bytes, planned.network.segments()))
+print(peak() - libraries, largest, planned.weight_bytes)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    source = large_checkpoint(tmp_path / "checkpoint", layers=16)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY_SCRIPT, source, tmp_path / "model.onnx"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    growth, largest, weights = map(int, done.stdout.split())
+    assert weights > 300e6
+    assert growth < 4 * largest, f"growth by {growth / 1e6:.0f} MB"
+
+
+@pytest.mark.slow
+def test_the_real_model(smol_checkpoint: Path, tmp_path: Path) -> None:
+    assert_same_logits(planned(smol_checkpoint), tmp_path, sparse_steps=3)
 
 
 def test_a_failed_export_leaves_what_was_there(tmp_path: Path) -> None:
