@@ -165,14 +165,15 @@ def test_figures_of_a_dry_run(checkpoint: Path) -> None:
 
 
 MEMORY_SCRIPT = """
-import resource, sys
+import sys
 import trt_resa.builder.rtx
 from trt_resa.builder.build import build
 from trt_resa.builder.plan import plan
 from trt_resa.config import BuildConfig, SparseAttentionConfig
 from trt_resa.tables import segment_bytes
-def peak():
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # not ru_maxrss, which begins with that of the process that started this one
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 checkpoint, output = sys.argv[1:]
 planned = plan(checkpoint, BuildConfig(), SparseAttentionConfig())
 libraries = peak()

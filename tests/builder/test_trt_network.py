@@ -220,3 +220,44 @@ def test_a_missing_plugin_is_said(
 
     with pytest.raises(EngineError, match=r"no\.so does not exist"):
         plugin_creator()
+
+
+def test_the_fields_reach_a_creator_through_the_real_bindings() -> None:
+    """A creator in Python reads the fields that were made for it."""
+    seen: dict[str, float] = {}
+
+    class Creator(rtx.IPluginCreatorV3One):
+        def __init__(self) -> None:
+            rtx.IPluginCreatorV3One.__init__(self)
+            self.name = plugin_fields.PLUGIN_NAME
+            self.plugin_version = plugin_fields.PLUGIN_VERSION
+            self.plugin_namespace = plugin_fields.PLUGIN_NAMESPACE
+            self.field_names = rtx.PluginFieldCollection([])
+
+        def create_plugin(self, name: str, fields: Any, phase: Any) -> str:
+            assert phase == rtx.TensorRTPhase.BUILD
+            kinds = {"int32": rtx.PluginFieldType.INT32, "float32": rtx.PluginFieldType.FLOAT32}
+            for given, wanted in zip(fields, plugin_fields.FIELDS, strict=True):
+                assert (given.name, given.type) == (wanted.name, kinds[wanted.kind])
+                seen[given.name] = given.data.item()
+            return f"plugin of {name}"
+
+    model = tiny_model("qwen3")
+    node = network_of(model, "float16").attention_nodes[1]
+    values = plugin_fields.field_values(node, model, SPARSE)
+    make = plugin_maker(rtx, LOG, Creator())
+    assert make(node.output, values) == "plugin of layers.1.attention"
+    assert seen == pytest.approx(values)
+    assert seen["layer"] == 1
+
+
+def test_a_refused_field_is_said() -> None:
+    class Refusing:
+        def create_plugin(self, *_: object) -> None:
+            LOG.log(rtx.ILogger.ERROR, "keep_ratio is 2; it has to be at most 1")
+
+    model = tiny_model()
+    node = network_of(model, "float16").attention_nodes[0]
+    make = plugin_maker(rtx, LOG, Refusing())
+    with pytest.raises(EngineError, match=r"layers\.0\.attention refused .*keep_ratio is 2"):
+        make(node.output, plugin_fields.field_values(node, model, SPARSE))
