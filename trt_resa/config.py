@@ -85,8 +85,9 @@ class BuildConfig:
         Field(
             min_length=1,
             description="what the engine directory is for: tensorrt_rtx writes an engine per "
-            "segment, tensorrt one engine with attention plugins (needs TensorRT and a GPU), torch "
-            "weights that run on a CPU or through plain PyTorch",
+            "segment, torch weights that run on a CPU or through plain PyTorch; tensorrt one "
+            "engine with attention plugins (needs TensorRT and a GPU; no part of this runtime "
+            "drives it yet)",
         ),
     ] = ("tensorrt_rtx", "torch")
     max_batch_size: Annotated[int, Field(ge=1, le=256, description="sequences per step")] = 8
