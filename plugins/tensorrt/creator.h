@@ -1,0 +1,18 @@
+// Makes plugins from fields.
+#pragma once
+
+#include "abi/plugin_abi.h"
+
+namespace trt_resa {
+
+class AttentionPluginCreator final : public nvinfer1::IPluginCreatorV3One {
+ public:
+  nvinfer1::IPluginV3* createPlugin(const char* name, const nvinfer1::PluginFieldCollection* fields,
+                                    nvinfer1::TensorRTPhase phase) noexcept override;
+  const nvinfer1::PluginFieldCollection* getFieldNames() noexcept override;
+  const char* getPluginName() const noexcept override;
+  const char* getPluginVersion() const noexcept override;
+  const char* getPluginNamespace() const noexcept override;
+};
+
+}  // namespace trt_resa
