@@ -29,6 +29,7 @@ from trt_resa.cli import main
 from trt_resa.config import BuildConfig, SparseAttentionConfig
 from trt_resa.engine_dir import MODEL_ENGINE, EngineDirectory
 from trt_resa.errors import EngineError
+from trt_resa.kernels import KernelLibraryError, find_library
 from trt_resa.model_config import ModelConfig
 from trt_resa.network import Network
 from trt_resa.values import value_specs
@@ -261,3 +262,28 @@ def test_a_refused_field_is_said() -> None:
     make = plugin_maker(rtx, LOG, Refusing())
     with pytest.raises(EngineError, match=r"layers\.0\.attention refused .*keep_ratio is 2"):
         make(node.output, plugin_fields.field_values(node, model, SPARSE))
+
+
+def test_the_built_plugin_takes_the_fields(
+    stand_in: tensorrt_stand_in.StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plugin library in TensorRT-RTX's registry, as ``trt_resa.trt`` loads it."""
+    try:
+        library = find_library().with_name("libtrt_resa_plugin.so")
+    except KernelLibraryError as error:
+        pytest.skip(str(error))
+    if not library.is_file():
+        pytest.skip("the plugin library was not built")
+    for name in ("get_plugin_registry", "PluginField", "PluginFieldCollection"):
+        monkeypatch.setattr(stand_in, name, getattr(rtx, name))
+    from trt_resa.trt import LOG as log
+    from trt_resa.trt import plugin_creator
+
+    make = plugin_maker(rtx, log, plugin_creator())
+    for family in FAMILIES:
+        model = tiny_model(family)
+        for node in network_of(model, "float16").attention_nodes:
+            values = plugin_fields.field_values(node, model, SPARSE)
+            assert make(node.output, values) is not None
+    with pytest.raises(EngineError, match="refused its fields"):
+        make("layers.0.attention", {**values, "keep_ratio": 2.0})
