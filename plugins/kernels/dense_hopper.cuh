@@ -25,8 +25,7 @@ namespace trt_resa {
 namespace dense {
 
 struct HopperArgs {
-  CUtensorMap keys;    // [num_blocks * 2 * kv_heads, block_size, D], boxes of a block and a panel
-  CUtensorMap values;  // [num_blocks * 2 * kv_heads, D / 64, block_size, 64], boxes of a block
+  CUtensorMap cache;  // [num_blocks * 2 * kv_heads, block_size, D], boxes of a block and a panel
   Args a;
 };
 
@@ -69,8 +68,6 @@ struct Ring {
 // The copying warp.
 template <typename Tile>
 struct Producer {
-  static constexpr int kRowBytes = Tile::kHeadDim * 2;
-
   const HopperArgs& args;
   Ring<Tile>& keys;
   Ring<Tile>& values;
@@ -87,43 +84,27 @@ struct Producer {
         lane(threadIdx.x % 32),
         nowhere(args.a.p.num_blocks * 2 * args.a.p.kv_heads) {}
 
-  // Last coordinate of K's box for a block of a tile.
-  __device__ int locate(int tile, int block_of_tile) const {
+  // Third coordinate of this lane's K box in a tile.
+  __device__ int locate(int tile) const {
     const auto& p = args.a.p;
-    const int block = (tile * Tile::kKeys >> args.a.block_shift) + block_of_tile;
+    const int block = (tile * Tile::kKeys >> args.a.block_shift) + lane / Tile::kPanels;
     const int id = block < held_blocks ? blocks[block] : -1;
     return id >= 0 && id < p.num_blocks ? id * 2 * p.kv_heads + kv_head : nowhere;
   }
 
-  __device__ void claim(const Ring<Tile>& ring) {
+  __device__ void copy(Ring<Tile>& ring, int coordinate) {
+    const int block_size = args.a.p.block_size;
+    const int boxes = (Tile::kKeys >> args.a.block_shift) * Tile::kPanels;  // at most 16
     barrier_wait(ring.empty(), ring.parity() ^ 1);
     if (lane == 0) barrier_arrive_expecting(ring.full(), Tile::kTileBytes);
     __syncwarp();
-  }
-
-  // Lane l copies a panel of block l / kPanels of the tile.
-  __device__ void copy_keys(int coordinate) {
-    const int boxes = (Tile::kKeys >> args.a.block_shift) * Tile::kPanels;  // at most 16
-    claim(keys);
     if (lane < boxes) {
       const int panel = lane % Tile::kPanels;
-      const int rows_before = lane / Tile::kPanels << args.a.block_shift;
-      copy_box(keys.tile() + panel * Tile::kPanelBytes + rows_before * 128, &args.keys, panel * 64,
-               0, coordinate, keys.full());
+      const int block = lane / Tile::kPanels;
+      copy_box(ring.tile() + panel * Tile::kPanelBytes + block * block_size * 128, &args.cache,
+               panel * 64, 0, coordinate, ring.full());
     }
-    ++keys.count;
-  }
-
-  // Of the lanes of a block, the first copies it; `coordinate` is that of K.
-  __device__ void copy_values(int coordinate) {
-    const int boxes = (Tile::kKeys >> args.a.block_shift) * Tile::kPanels;
-    claim(values);
-    if (lane < boxes && lane % Tile::kPanels == 0) {
-      const int rows_before = lane / Tile::kPanels << args.a.block_shift;
-      copy_box(values.tile() + rows_before * kRowBytes, &args.values, 0, 0, 0,
-               coordinate + args.a.p.kv_heads, values.full());
-    }
-    ++values.count;
+    ++ring.count;
   }
 
   __device__ void run(const Unit& unit) {
@@ -131,16 +112,15 @@ struct Producer {
     blocks = p.block_table + static_cast<int64_t>(unit.index) * p.max_blocks_per_seq;
     held_blocks = min((unit.sequence.kv_len - 1) / p.block_size + 1, p.max_blocks_per_seq);
     kv_head = unit.kv_head;
-    const int block_of_tile = lane / Tile::kPanels;
-    int coordinate = locate(unit.tile_end - 1, block_of_tile);
-    copy_keys(coordinate);
+    int coordinate = locate(unit.tile_end - 1);
+    copy(keys, coordinate);
     for (int tile = unit.tile_end - 1; tile >= unit.tile_begin; --tile) {
       int next = nowhere;
       if (tile > unit.tile_begin) {
-        next = locate(tile - 1, block_of_tile);
-        copy_keys(next);
+        next = locate(tile - 1);
+        copy(keys, next);
       }
-      copy_values(coordinate);
+      copy(values, coordinate + p.kv_heads);
       coordinate = next;
     }
   }
@@ -218,16 +198,9 @@ struct Consumer {
 #pragma unroll
     for (int step = 0; step < kKeys / 16; ++step) {
       wgmma_registers(out, probabilities[step],
-                      panel_descriptor(values.tile() + value_row(step * 16), a.p.block_size * 128),
-                      T());
+                      panel_descriptor(values.tile() + step * 16 * 128, Tile::kPanelBytes), T());
     }
     wgmma_commit();
-  }
-
-  // Byte offset of a key's first panel in a tile of V; the others follow at block_size rows of 128.
-  __device__ int value_row(int key) const {
-    const int in_block = key & (a.p.block_size - 1);
-    return (key - in_block) * kHeadDim * 2 + in_block * 128;
   }
 
   // Both warpgroups zero the rows behind kv_len, each for itself.
@@ -237,12 +210,10 @@ struct Consumer {
     const int in_block = a.p.block_size - 1;
     if (behind >= kKeys || (behind & in_block) == 0) return;
     const int end = (behind | in_block) + 1;
-#pragma unroll 1
     for (int i = behind * 8 + thread; i < end * 8; i += 128) {
 #pragma unroll
       for (int panel = 0; panel < Tile::kPanels; ++panel) {
-        const uint32_t target =
-            values.tile() + value_row(i / 8) + panel * a.p.block_size * 128 + i % 8 * 16;
+        const uint32_t target = values.tile() + panel * Tile::kPanelBytes + i * 16;
         asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};\n" ::"r"(target), "r"(0) : "memory");
       }
     }

@@ -51,12 +51,11 @@ int32_t launch_with_merge(void (*kernel)(KernelArgs), const KernelArgs& kernel_a
       launch(kernel, dim3(a.blocks), dim3(Tile::kThreads), stream, kernel_args, options);
   if (status != TRT_RESA_OK) return status;
   const int64_t rows = static_cast<int64_t>(a.p.num_rows) * a.p.q_heads;
-  const int64_t resident =
-      static_cast<int64_t>(device.multiprocessors) * (2048 / kMergeThreads<Tile>);
+  const int64_t resident = static_cast<int64_t>(device.multiprocessors) * 8;
   options.shared_bytes = 0;
   options.dependent = device.major >= 9;
-  return launch(merge_kernel<T, Tile>, dim3(rows < resident ? rows : resident),
-                dim3(kMergeThreads<Tile>), stream, a, options);
+  return launch(merge_kernel<T, Tile>, dim3(rows < resident ? rows : resident), dim3(kMergeThreads),
+                stream, a, options);
 }
 
 // Each path sets a.blocks. T is __half or __nv_bfloat16.

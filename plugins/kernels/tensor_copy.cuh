@@ -43,23 +43,14 @@ __device__ inline void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 }
 
-// Copy a box of a tensor of three or four dimensions; one thread calls it. Elements outside the
-// tensor become zeros, and their bytes are counted too.
+// Copies the box at (x, y, z) of a tensor; one thread calls it. Elements outside the tensor become
+// zeros, and their bytes are counted too.
 __device__ inline void copy_box(uint32_t target, const CUtensorMap* map, int x, int y, int z,
                                 uint32_t barrier) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
       "[%1, {%2, %3, %4}], [%5];\n" ::"r"(target),
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
-      : "memory");
-}
-
-__device__ inline void copy_box(uint32_t target, const CUtensorMap* map, int x, int y, int z, int w,
-                                uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
-      "[%1, {%2, %3, %4, %5}], [%6];\n" ::"r"(target),
-      "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier)
       : "memory");
 }
 
