@@ -32,7 +32,8 @@ const char* trt_resa_status_string(int32_t status) {
     case TRT_RESA_BAD_SCALE:
       return "softmax_scale must be positive";
     case TRT_RESA_BAD_SELECTION:
-      return "keep_ratio must be above 0 and at most 1, dense_below not negative, and min_blocks at "
+      return "keep_ratio must be above 0 and at most 1, dense_below not negative, and min_blocks "
+             "at "
              "least 1 and at least local_blocks + sink_blocks; a sparse step needs a local block";
     default:
       if (status >= TRT_RESA_CUDA_ERROR) {
