@@ -136,13 +136,27 @@ class GgufCheckpoint:
         return torch.from_numpy(result)
 
 
+class _BoundedReader(gguf.GGUFReader):
+    """The library's reader, stopped at the end of the file.
+
+    The library reads nothing behind the end and goes on, so a damaged count of array elements would
+    make it loop until the memory is full.
+    """
+
+    def _get(self, offset: int, dtype: Any, count: Any = 1, override_order: Any = None) -> Any:
+        end = int(offset) + np.dtype(dtype).itemsize * int(count)
+        if end > len(self.data):
+            raise ValueError(f"it has {len(self.data)} bytes and refers to byte {end}")
+        return super()._get(offset, dtype, count, override_order)
+
+
 def _read_header(path: Path) -> tuple[Mapping[str, Any], dict[str, _Entry], int]:
     """Metadata, tensors and header size; the mapping of the file ends with this function.
 
     The library reads a damaged file as far as it can and then raises what its parser stumbles on.
     """
     try:
-        reader = gguf.GGUFReader(path)
+        reader = _BoundedReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     except (ValueError, IndexError, KeyError, OverflowError, OSError) as error:
         raise CheckpointError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import struct
 from pathlib import Path
 
 import gguf
@@ -178,6 +179,20 @@ def test_a_truncated_file_is_refused(tmp_path, llama, kept):
     with pytest.raises(
         CheckpointError, match=r"a\.gguf (is no whole GGUF file|ends within tensor)"
     ):
+        open_checkpoint(path)
+
+
+def test_a_damaged_count_neither_hangs_nor_fills_the_memory(tmp_path, llama):
+    """An array of 2^50 strings; read as it says, it would never end."""
+    names = ["one", "two", "three"]
+    path = write_gguf(tmp_path / "a.gguf", llama, metadata={"general.languages": names})
+    content = bytearray(path.read_bytes())
+    kinds = struct.pack("<II", gguf.GGUFValueType.ARRAY, gguf.GGUFValueType.STRING)
+    place = content.index(b"general.languages" + kinds) + len(b"general.languages" + kinds)
+    assert struct.unpack_from("<Q", content, place) == (3,)
+    struct.pack_into("<Q", content, place, 1 << 50)
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is no whole GGUF file"):
         open_checkpoint(path)
 
 
