@@ -90,7 +90,9 @@ class Sequence:
                 if not self.finished:
                     self._confirm(token, row)
         elif action.logits is Rows.LAST:
-            draft = self._sampler.draw(logits[0], output + [d.token for d in self._drafts])
+            # A copy of the output only where there are drafts to add: it may be long.
+            context = output + [d.token for d in self._drafts] if self._drafts else output
+            draft = self._sampler.draw(logits[0], context)
             if action.phase is Phase.SPARSE and self._sparse.rectify_mode == "verify":
                 self._drafts.append(draft)
             else:

@@ -7,7 +7,7 @@ from collections import deque
 import numpy as np
 
 from trt_resa.blocks import num_blocks
-from trt_resa.contract import Phase, Step
+from trt_resa.contract import Phase, Step, max_logit_rows
 from trt_resa.runtime.executors.base import Executor, Limits
 from trt_resa.runtime.kv_cache import BlockPool, SequenceCache, block_table
 from trt_resa.runtime.schedule import Forward, ForwardLimits, next_forward
@@ -32,7 +32,7 @@ class Session:
         self._forward_limits = ForwardLimits(
             num_tokens=limits.max_num_tokens,
             logit_rows=limits.max_logit_rows,
-            rectify_rows=max(rectify_interval, limits.max_batch_size),
+            rectify_rows=max_logit_rows(limits.max_batch_size, rectify_interval),
         )
 
     @property

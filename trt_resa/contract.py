@@ -84,7 +84,7 @@ class Step:
 
 
 def max_logit_rows(max_batch_size: int, rectify_interval: int) -> int:
-    """Logit rows that one forward can return.
+    """Logit rows that one forward can return, and the most rows of rectification in one.
 
     A decode step wants one row per sequence, a verification all rows of one window.
     """

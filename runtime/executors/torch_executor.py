@@ -100,6 +100,13 @@ class _StepState:
         self._phase = step.phase
         self._kv_lens_host = step.kv_lens.tolist()
         self._cu_host = step.cu_query_lens.tolist()
+        self._lengths = [num_blocks(n, executor.sparse.block_size) for n in self._kv_lens_host]
+        # One row per sequence, as in dense decoding: all sequences at once, by the function of the
+        # sparse steps.
+        self._everything: torch.Tensor | None = None
+        if step.phase is Phase.DENSE and step.num_tokens == step.batch_size:
+            heads = executor.model.num_kv_heads
+            self._everything = all_blocks(self._lengths, heads, executor.device)
         self.kv_lens = self.tensor(step.kv_lens)
         self.block_table = self.tensor(step.block_table)
         self.plan: AppendPlan = plan_append(
@@ -116,19 +123,14 @@ class _StepState:
         return torch.from_numpy(array).to(self._executor.device, torch.int64)
 
     def attend(self, q: torch.Tensor, layer: int) -> torch.Tensor:
-        kv, sparse = self._executor.kv[layer], self._executor.sparse
+        kv, chosen = self._executor.kv[layer], self._everything
         if self._phase is Phase.SPARSE:
-            summary = self._executor.summary[layer]
+            summary, sparse = self._executor.summary[layer], self._executor.sparse
             chosen = select(q, summary, self._kv_lens_host, self.block_table, sparse)
+        if chosen is not None:
             return sparse_attention(q, kv, chosen, self.kv_lens, self.block_table)
-        lengths = [num_blocks(kv_len, sparse.block_size) for kv_len in self._kv_lens_host]
-        if len(q) == len(lengths):
-            # One row per sequence, as in dense decoding: all sequences at once, by the function of
-            # the sparse steps.
-            everything = all_blocks(lengths, kv.shape[2], q.device)
-            return sparse_attention(q, kv, everything, self.kv_lens, self.block_table)
         parts = []
-        for row, (kv_len, length) in enumerate(zip(self._kv_lens_host, lengths, strict=True)):
+        for row, (kv_len, length) in enumerate(zip(self._kv_lens_host, self._lengths, strict=True)):
             rows = slice(self._cu_host[row], self._cu_host[row + 1])
             parts.append(dense_attention(q[rows], kv, kv_len, self.block_table[row, :length]))
         return torch.cat(parts)

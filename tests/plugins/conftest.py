@@ -18,9 +18,3 @@ def library() -> KernelLibrary:
         if os.environ.get("TRT_RESA_CUDA") == "1":
             pytest.fail(f"TRT_RESA_CUDA=1 asks for the kernel library: {error}")
         pytest.skip(str(error))
-
-
-@pytest.fixture
-def gpu_library(library: KernelLibrary) -> KernelLibrary:
-    """The kernel library, for tests that launch: they carry the marker ``gpu``."""
-    return library

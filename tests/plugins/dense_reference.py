@@ -8,11 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
-from trt_resa.kernel_params import DenseAttentionParams, KernelDtype
+from tests.plugins.reference import DTYPES, NAN
+from trt_resa.kernel_params import DenseAttentionParams
 from trt_resa.kernels import KernelLibrary
-
-NAN = float("nan")
-DTYPES = {torch.float16: KernelDtype.FLOAT16, torch.bfloat16: KernelDtype.BFLOAT16}
 
 
 @dataclasses.dataclass

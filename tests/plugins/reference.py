@@ -11,6 +11,7 @@ import torch
 from trt_resa.kernel_params import KernelDtype, KvAppendParams
 
 NAN = float("nan")
+DTYPES = {torch.float16: KernelDtype.FLOAT16, torch.bfloat16: KernelDtype.BFLOAT16}
 
 
 @dataclasses.dataclass
@@ -61,10 +62,7 @@ class Case:
             head_dim=self.q.shape[2],
             block_size=self.kv.shape[3],
             rotary_dim=self.rotary_dim,
-            dtype={
-                torch.float16: KernelDtype.FLOAT16,
-                torch.bfloat16: KernelDtype.BFLOAT16,
-            }[self.qkv.dtype],
+            dtype=DTYPES[self.qkv.dtype],
             rope_scale=self.rope_scale,
             norm_eps=self.norm_eps,
         )

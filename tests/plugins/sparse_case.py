@@ -8,11 +8,10 @@ from collections.abc import Sequence
 
 import torch
 
-from trt_resa.kernel_params import BlockSelectParams, KernelDtype, KernelParams, SparseDecodeParams
+from tests.plugins.reference import DTYPES, NAN
+from trt_resa.kernel_params import BlockSelectParams, KernelParams, SparseDecodeParams
 from trt_resa.kernels import KernelLibrary
 
-NAN = float("nan")
-DTYPES = {torch.float16: KernelDtype.FLOAT16, torch.bfloat16: KernelDtype.BFLOAT16}
 # Of ||actual - expected|| / ||expected||: rounding of the weights and of the result.
 TOLERANCE = {torch.float16: 1e-3, torch.bfloat16: 8e-3}
 

@@ -54,79 +54,79 @@ def run(library: KernelLibrary, case: DenseCase) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 @pytest.mark.parametrize("block_size", [16, 32, 64])
-def test_ragged_batch(gpu_library, block_size, head_dim, dtype):
+def test_ragged_batch(library, block_size, head_dim, dtype):
     case = make_dense_case(
         RAGGED, block_size=block_size, head_dim=head_dim, dtype=dtype, padding_rows=5
     )
-    run(gpu_library, case)
+    run(library, case)
 
 
 @gpu
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 @pytest.mark.parametrize("block_size", [16, 32, 64])
-def test_decode_around_block_edges(gpu_library, block_size, head_dim, dtype):
+def test_decode_around_block_edges(library, block_size, head_dim, dtype):
     edges = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129, 1023, 1024, 1025, 5000]
     sequences = [(kv_len, 1) for kv_len in edges]
     case = make_dense_case(sequences, block_size=block_size, head_dim=head_dim, dtype=dtype)
-    run(gpu_library, case)
+    run(library, case)
 
 
 @gpu
 @pytest.mark.parametrize("group", [1, 3, 7, 8, 16])
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 @pytest.mark.parametrize("rows", [1, 2, 32, 130])
-def test_groups(gpu_library, rows, head_dim, group):
-    run(gpu_library, make_dense_case([(3000, rows)], group=group, head_dim=head_dim))
+def test_groups(library, rows, head_dim, group):
+    run(library, make_dense_case([(3000, rows)], group=group, head_dim=head_dim))
 
 
 @gpu
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 @pytest.mark.parametrize("kv_len", [1, 2, 16, 127, 128, 129, 256, 640])
-def test_prefill_from_empty(gpu_library, kv_len, head_dim):
-    run(gpu_library, make_dense_case([(kv_len, kv_len)], head_dim=head_dim, kv_heads=1))
+def test_prefill_from_empty(library, kv_len, head_dim):
+    run(library, make_dense_case([(kv_len, kv_len)], head_dim=head_dim, kv_heads=1))
 
 
 @gpu
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_chunk_after_a_prefix(gpu_library, head_dim):
+def test_chunk_after_a_prefix(library, head_dim):
     """As many row tiles as fill a GPU, so that whole rows are finished without partial states."""
     case = make_dense_case([(2500, 1500), (3000, 700)], head_dim=head_dim, kv_heads=4)
-    run(gpu_library, case)
+    run(library, case)
 
 
 @gpu
 @pytest.mark.parametrize("rows", [1, 32])
 @pytest.mark.parametrize("batch_size", [40, 300])
-def test_many_sequences(gpu_library, batch_size, rows):
+def test_many_sequences(library, batch_size, rows):
     """More than a warp scans at once, very different lengths, some of them empty."""
     sequences = [
         (0, 0) if i % 5 == 3 else (rows + (i * 37) % 900 + (20000 if i == 17 else 0), rows)
         for i in range(batch_size)
     ]
-    run(gpu_library, make_dense_case(sequences, group=4, head_dim=64, padding_rows=2))
+    run(library, make_dense_case(sequences, group=4, head_dim=64, padding_rows=2))
 
 
 @gpu
 @pytest.mark.parametrize("rows", [1, 2, 16, 32])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_split_keys(gpu_library, dtype, rows):
+def test_split_keys(library, dtype, rows):
     """A few row tiles against many keys: every one is cut into pieces."""
-    run(gpu_library, make_dense_case([(40001, rows)], kv_heads=1, dtype=dtype))
+    run(library, make_dense_case([(40001, rows)], kv_heads=1, dtype=dtype))
 
 
 @gpu
-def test_large_scores(gpu_library):
+def test_large_scores(library):
     """One key takes all: the running maximum moves by hundreds."""
-    run(gpu_library, make_dense_case([(3000, 32), (900, 1)], q_scale=100.0))
+    run(library, make_dense_case([(3000, 32), (900, 1)], q_scale=100.0))
 
 
 @gpu
 @pytest.mark.parametrize("rows", [1, 32])
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_a_million_tokens(gpu_library, head_dim, rows):
+def test_a_million_tokens(library, head_dim, rows):
     case = make_dense_case([(1 << 20, rows)], kv_heads=1, head_dim=head_dim, q_scale=3.0)
-    case.launch(gpu_library)
+    case.launch(library)
     torch.cuda.synchronize()
     check(case, dense_attention(case, torch.float32))
 
@@ -134,27 +134,27 @@ def test_a_million_tokens(gpu_library, head_dim, rows):
 @gpu
 @pytest.mark.parametrize("rows", [1, 32])
 @pytest.mark.parametrize("head_dim", [96, 128])
-def test_blocks_outside_the_pool_read_as_zero(gpu_library, head_dim, rows):
+def test_blocks_outside_the_pool_read_as_zero(library, head_dim, rows):
     case = make_dense_case([(400, rows)], head_dim=head_dim, spare_blocks=0)
     zero = int(case.block_table[0, 3])
     expected_case = make_dense_case([(400, rows)], head_dim=head_dim, spare_blocks=0)
     expected_case.kv[zero] = 0
     for entry in (-1, 1 << 30, -(1 << 31)):
         case.block_table[0, 3] = entry
-        case.launch(gpu_library)
+        case.launch(library)
         torch.cuda.synchronize()
         check(case, dense_attention(expected_case))
 
 
 @gpu
 @pytest.mark.parametrize("rows", [1, 40])
-def test_impossible_sequences_write_nothing(gpu_library, rows):
+def test_impossible_sequences_write_nothing(library, rows):
     """More rows than tokens, and rows beyond the last one, are ignored; the others are served."""
     case = make_dense_case([(200, rows), (300, rows), (400, rows)])
     expected = dense_attention(case)
     case.kv_lens[0] = rows - 1
     case.cu_query_lens[3] = 1000
-    case.launch(gpu_library)
+    case.launch(library)
     torch.cuda.synchronize()
     expected[:rows] = float("nan")
     expected[2 * rows :] = float("nan")
@@ -162,9 +162,9 @@ def test_impossible_sequences_write_nothing(gpu_library, rows):
 
 
 @gpu
-def test_nothing_but_padding(gpu_library):
+def test_nothing_but_padding(library):
     case = make_dense_case([(20, 0), (5, 0)], padding_rows=4)
-    case.launch(gpu_library)
+    case.launch(library)
     torch.cuda.synchronize()
     assert case.out.isnan().all()
 
@@ -172,13 +172,13 @@ def test_nothing_but_padding(gpu_library):
 @gpu
 @pytest.mark.parametrize("rows", [1, 2, 32, 150])
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
-def test_two_runs_give_the_same_bits(gpu_library, head_dim, rows):
+def test_two_runs_give_the_same_bits(library, head_dim, rows):
     case = make_dense_case([(9000, rows), (2000, rows), (31 + rows, rows)], head_dim=head_dim)
-    case.launch(gpu_library)
+    case.launch(library)
     first = case.out.clone()
     case.out.fill_(float("nan"))
     case.workspace.fill_(float("nan"))
-    case.launch(gpu_library)
+    case.launch(library)
     torch.cuda.synchronize()
     assert torch.equal(first, case.out)
 
@@ -186,14 +186,14 @@ def test_two_runs_give_the_same_bits(gpu_library, head_dim, rows):
 @gpu
 @pytest.mark.parametrize("rows", [1, 32])
 @pytest.mark.parametrize("head_dim", [96, 128])
-def test_graph_replay_follows_the_data(gpu_library, head_dim, rows):
+def test_graph_replay_follows_the_data(library, head_dim, rows):
     """One capture serves growing sequences, from no piece per row to many, and padding."""
     case = make_dense_case([(9000, rows), (5000, rows)], head_dim=head_dim)
-    case.launch(gpu_library)  # loads the kernels outside the capture
+    case.launch(library)  # loads the kernels outside the capture
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        case.launch(gpu_library)
+        case.launch(library)
     full = case.kv.clone()
     for lengths in ([rows, 40 + rows], [63, 2000], [64, 5000], [9000, 0], [8999, 4999]):
         case.kv_lens.copy_(torch.tensor(lengths))

@@ -80,11 +80,11 @@ def run(library: KernelLibrary, case: Case) -> None:
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 @pytest.mark.parametrize("block_size", [16, 32, 64])
 @pytest.mark.parametrize("qk_norm", [False, True], ids=["plain", "qk_norm"])
-def test_shapes(gpu_library, dtype, head_dim, block_size, qk_norm):
+def test_shapes(library, dtype, head_dim, block_size, qk_norm):
     """A ragged batch: prefill, chunk after a prefix, decode, one on and around each edge."""
     b = block_size
     run(
-        gpu_library,
+        library,
         make_case(
             [(3 * b + 5, 3 * b + 5), (2 * b + 7, b + 2), (b + 1, 1), (b, 1), (b - 1, 1), (1, 1)],
             dtype=dtype,
@@ -100,64 +100,64 @@ def test_shapes(gpu_library, dtype, head_dim, block_size, qk_norm):
     [(1, 1), (15, 1), (16, 1), (17, 1), (15, 15), (16, 16), (17, 17), (33, 2), (32, 16), (48, 32)],
     ids=str,
 )
-def test_block_edges(gpu_library, sequence):
-    run(gpu_library, make_case([sequence]))
+def test_block_edges(library, sequence):
+    run(library, make_case([sequence]))
 
 
 @pytest.mark.parametrize("group", [1, 3, 7, 8])
 @pytest.mark.parametrize("kv_heads", [1, 4])
-def test_groups(gpu_library, group, kv_heads):
-    run(gpu_library, make_case([(40, 20), (17, 1)], q_heads=group * kv_heads, kv_heads=kv_heads))
+def test_groups(library, group, kv_heads):
+    run(library, make_case([(40, 20), (17, 1)], q_heads=group * kv_heads, kv_heads=kv_heads))
 
 
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 @pytest.mark.parametrize("rotary_dim", [0, 16, 32, 48, 64])
-def test_partial_rotary(gpu_library, head_dim, rotary_dim):
-    run(gpu_library, make_case([(40, 20)], head_dim=head_dim, rotary_dim=rotary_dim, qk_norm=True))
+def test_partial_rotary(library, head_dim, rotary_dim):
+    run(library, make_case([(40, 20)], head_dim=head_dim, rotary_dim=rotary_dim, qk_norm=True))
 
 
-def test_norm_of_one_side_only(gpu_library):
+def test_norm_of_one_side_only(library):
     case = make_case([(20, 4)], qk_norm=True)
-    run(gpu_library, dataclasses.replace(case, q_norm=None))
+    run(library, dataclasses.replace(case, q_norm=None))
     case = make_case([(20, 4)], qk_norm=True)
-    run(gpu_library, dataclasses.replace(case, k_norm=None))
+    run(library, dataclasses.replace(case, k_norm=None))
 
 
-def test_rope_scale(gpu_library):
-    run(gpu_library, make_case([(40, 20)], rope_scale=1.2079441541679836))
+def test_rope_scale(library):
+    run(library, make_case([(40, 20)], rope_scale=1.2079441541679836))
 
 
 @pytest.mark.parametrize("rope_base", [1e4, 1e6, 5e8])
-def test_positions_near_2_to_the_20(gpu_library, rope_base):
+def test_positions_near_2_to_the_20(library, rope_base):
     """The cache stays short: position_ids alone set the angle."""
     offset = (1 << 20) - 40
-    run(gpu_library, make_case([(40, 20)], position_offset=offset, rope_base=rope_base))
+    run(library, make_case([(40, 20)], position_offset=offset, rope_base=rope_base))
 
 
-def test_empty_sequences_and_padding_rows_are_ignored(gpu_library):
-    run(gpu_library, make_case([(20, 0), (33, 2), (16, 0), (0, 0), (5, 5), (9, 0)], padding_rows=7))
+def test_empty_sequences_and_padding_rows_are_ignored(library):
+    run(library, make_case([(20, 0), (33, 2), (16, 0), (0, 0), (5, 5), (9, 0)], padding_rows=7))
 
 
-def test_more_sequences_than_a_warp_scans_at_once(gpu_library):
+def test_more_sequences_than_a_warp_scans_at_once(library):
     sequences = [(16 + n, n % 4) for n in range(75)]
-    run(gpu_library, make_case(sequences, padding_rows=3))
+    run(library, make_case(sequences, padding_rows=3))
 
 
-def test_nothing_but_padding(gpu_library):
-    run(gpu_library, make_case([(20, 0), (5, 0)], padding_rows=4))
+def test_nothing_but_padding(library):
+    run(library, make_case([(20, 0), (5, 0)], padding_rows=4))
 
 
-def test_long_prefill(gpu_library):
-    run(gpu_library, make_case([(2000, 1999), (700, 600)], q_heads=28, kv_heads=4))
+def test_long_prefill(library):
+    run(library, make_case([(2000, 1999), (700, 600)], q_heads=28, kv_heads=4))
 
 
-def test_impossible_sequences_write_nothing(gpu_library):
+def test_impossible_sequences_write_nothing(library):
     """More rows than tokens, and rows beyond the last one, are ignored; the others are served."""
     case = make_case([(20, 4), (40, 2), (9, 3)])
     case.kv_lens[0] = 3
     case.cu_query_lens[3] = 1000
     before = copy.deepcopy(case)
-    launch(gpu_library, case)
+    launch(library, case)
     assert case.q[:4].isnan().all()
     assert not case.q[4:6].isnan().any()
     assert case.q[6:].isnan().all()
@@ -167,33 +167,33 @@ def test_impossible_sequences_write_nothing(gpu_library):
 
 
 @pytest.mark.parametrize("entry", [-1, 1 << 30])
-def test_block_outside_the_pool_is_not_written(gpu_library, entry):
+def test_block_outside_the_pool_is_not_written(library, entry):
     case = make_case([(20, 4)])
     case.block_table[0, 1] = entry
     before = copy.deepcopy(case)
-    launch(gpu_library, case)
+    launch(library, case)
     assert not case.q.isnan().any()
     assert_same_bits(case.kv, before.kv, "the cache changed")
     assert_same_bits(case.summary, before.summary, "a summary changed")
 
 
-def test_rewritten_keys_shrink_the_summary(gpu_library):
+def test_rewritten_keys_shrink_the_summary(library):
     case = make_case([(40, 24)])
     case.qkv *= 100
-    launch(gpu_library, case)
+    launch(library, case)
     wide = case.summary.clone()
     case.qkv /= 100
-    run(gpu_library, case)
+    run(library, case)
     last = case.block_table[0, 2]
     assert (case.summary[last, :, 1] < wide[last, :, 1]).any()
     assert (case.summary[last, :, 0] > wide[last, :, 0]).any()
 
 
-def test_truncated_sequence_forgets_the_keys_beyond_its_end(gpu_library):
+def test_truncated_sequence_forgets_the_keys_beyond_its_end(library):
     """After a rejected draft the next append starts inside a block that holds stale keys."""
     case = make_case([(30, 30)])
     case.qkv *= 100
-    launch(gpu_library, case)
+    launch(library, case)
     case = dataclasses.replace(
         case,
         qkv=case.qkv[:2] / 100,
@@ -202,34 +202,34 @@ def test_truncated_sequence_forgets_the_keys_beyond_its_end(gpu_library):
     )
     case.kv_lens[0] = 20
     case.cu_query_lens[1] = 2
-    run(gpu_library, case)
+    run(library, case)
 
 
-def test_recycled_block(gpu_library):
+def test_recycled_block(library):
     """A block full of another sequence's keys is taken for a new sequence."""
     case = make_case([(3, 3)])
     block = case.block_table[0, 0]
     case.kv[block] = 1000
     case.summary[block] = 1000
-    run(gpu_library, case)
+    run(library, case)
     assert case.summary[block].abs().max() < 100
 
 
-def test_nan_key_shows_in_the_summary(gpu_library):
+def test_nan_key_shows_in_the_summary(library):
     case = make_case([(4, 4)], rotary_dim=0)
     case.qkv[1] = float("nan")
-    launch(gpu_library, case)
+    launch(library, case)
     assert case.summary[case.block_table[0, 0]].isnan().all()
 
 
-def test_graph_replay_follows_the_data(gpu_library):
+def test_graph_replay_follows_the_data(library):
     """One capture serves other lengths, other blocks and other amounts of padding."""
     first = make_case([(20, 4), (33, 1), (0, 0)], padding_rows=27)
     case = copy.deepcopy(first)
-    launch(gpu_library, copy.deepcopy(case))  # loads the kernel outside the capture
+    launch(library, copy.deepcopy(case))  # loads the kernel outside the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        gpu_library.launch(case.params(), torch.cuda.current_stream().cuda_stream)
+        library.launch(case.params(), torch.cuda.current_stream().cuda_stream)
 
     longest = [(39, 17), (30, 14), (1, 1)]  # as many rows, and no more blocks
     for seed, sequences in enumerate([[(20, 4), (33, 1), (0, 0)], longest, [(3, 0)] * 3]):

@@ -21,7 +21,7 @@ ADDRESS = 1 << 20  # aligned, and never read: every call with it is refused befo
 @pytest.mark.parametrize("dtype", list(DTYPES), ids=str)
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 @pytest.mark.parametrize("block_size", [16, 32, 64])
-def test_ranges(gpu_library, block_size, head_dim, dtype):
+def test_ranges(library, block_size, head_dim, dtype):
     """Whole sequences, parts, ends behind the last block, empty and negative ranges."""
     kv_lens = [1, block_size, 5 * block_size + 3, 7 * block_size, 300 * block_size, 0, 90]
     ranges = [(0, 1), (0, 9), (2, 6), (3, 5), (-2, 300), (0, 4), (2, 1)]
@@ -56,7 +56,7 @@ def test_ranges(gpu_library, block_size, head_dim, dtype):
         block_size=block_size,
         dtype=DTYPES[dtype],
     )
-    gpu_library.launch(params, torch.cuda.current_stream().cuda_stream)
+    library.launch(params, torch.cuda.current_stream().cuda_stream)
     torch.cuda.synchronize()
     assert torch.equal(summary, expected)
 

@@ -97,15 +97,15 @@ def run(library, case: Case, settings: Selecting = DEFAULT) -> None:
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 @pytest.mark.parametrize("block_size", [16, 64])
 @pytest.mark.parametrize("group", [2, 12])
-def test_shapes(gpu_library, dtype, head_dim, block_size, group):
+def test_shapes(library, dtype, head_dim, block_size, group):
     sequences = [(40 * block_size + 3, 1), (33 * block_size, 1), (block_size + 1, 1), (1, 1)]
     shape = {"dtype": dtype, "head_dim": head_dim, "block_size": block_size}
-    run(gpu_library, make_step(sequences, q_heads=2 * group, qk_norm=True, **shape))
+    run(library, make_step(sequences, q_heads=2 * group, qk_norm=True, **shape))
 
 
 @pytest.mark.parametrize("kv_len", [1, 2, 15, 16, 17, 255, 256, 257, 1025, 30000])
-def test_block_edges(gpu_library, kv_len):
-    run(gpu_library, make_step([(kv_len, 1)], q_heads=28, kv_heads=4))
+def test_block_edges(library, kv_len):
+    run(library, make_step([(kv_len, 1)], q_heads=28, kv_heads=4))
 
 
 @pytest.mark.parametrize(
@@ -118,39 +118,39 @@ def test_block_edges(gpu_library, kv_len):
     ],
     ids=str,
 )
-def test_settings(gpu_library, settings):
+def test_settings(library, settings):
     sequences = [(9000, 1), (3000, 1), (3001, 1), (20, 1)]
-    run(gpu_library, make_step(sequences, q_heads=14), settings)
+    run(library, make_step(sequences, q_heads=14), settings)
 
 
-def test_ignored_sequences_and_padding_rows(gpu_library):
+def test_ignored_sequences_and_padding_rows(library):
     """No row, no token, several rows: nothing of theirs is written."""
     sequences = [(700, 1), (500, 0), (0, 1), (900, 1), (0, 0)]
-    run(gpu_library, make_step(sequences, padding_rows=3))
+    run(library, make_step(sequences, padding_rows=3))
     case = make_step([(700, 1), (40, 2), (900, 1)])
     out = torch.full_like(case.q, NAN)
-    launch(gpu_library, step_params(gpu_library, case, DEFAULT, out))
+    launch(library, step_params(library, case, DEFAULT, out))
     assert out[1:3].isnan().all()
     assert not out[[0, 3]].isnan().any()
 
 
-def test_nothing_but_ignored_sequences(gpu_library):
-    run(gpu_library, make_step([(0, 1), (20, 0)]))
+def test_nothing_but_ignored_sequences(library):
+    run(library, make_step([(0, 1), (20, 0)]))
 
 
-def test_most_sequences(gpu_library):
-    run(gpu_library, make_step([((137 * i) % 2500, 1) for i in range(256)], head_dim=64))
+def test_most_sequences(library):
+    run(library, make_step([((137 * i) % 2500, 1) for i in range(256)], head_dim=64))
 
 
-def test_graph_replay_while_lengths_grow(gpu_library):
+def test_graph_replay_while_lengths_grow(library):
     """A captured step serves every length within its extents; counters reset themselves."""
     case = make_step([(6000, 1), (3000, 1), (4000, 1)], q_heads=14)
     out = torch.full_like(case.q, NAN)
-    params = step_params(gpu_library, case, DEFAULT, out)
-    launch(gpu_library, params)
+    params = step_params(library, case, DEFAULT, out)
+    launch(library, params)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        gpu_library.launch(params, torch.cuda.current_stream().cuda_stream)
+        library.launch(params, torch.cuda.current_stream().cuda_stream)
     for seed, lengths in enumerate([(20, 1, 0), (700, 699, 5), (5999, 17, 256), (6000, 3000, 16)]):
         fresh = make_step([(n, 1) for n in lengths], q_heads=14, seed=seed)
         case.block_table.fill_(-1)
@@ -164,23 +164,23 @@ def test_graph_replay_while_lengths_grow(gpu_library):
         before = copy.deepcopy(case)
         graph.replay()
         torch.cuda.synchronize()
-        check(gpu_library, case, before, DEFAULT, out)
+        check(library, case, before, DEFAULT, out)
 
 
-def test_two_streams_do_not_meet(gpu_library):
+def test_two_streams_do_not_meet(library):
     """Launches that overlap, each with its own buffers, give the bits of launches alone."""
     cases = [make_step([(30000, 1), (500 + i, 1)], q_heads=14, seed=i) for i in range(2)]
     outs = [torch.full_like(case.q, NAN) for case in cases]
     params = [
-        step_params(gpu_library, case, DEFAULT, out) for case, out in zip(cases, outs, strict=True)
+        step_params(library, case, DEFAULT, out) for case, out in zip(cases, outs, strict=True)
     ]
     streams = [torch.cuda.Stream() for _ in range(2)]
     torch.cuda.synchronize()
     for _ in range(200):
         for stream, one in zip(streams, params, strict=True):
-            gpu_library.launch(one, stream.cuda_stream)
+            library.launch(one, stream.cuda_stream)
     torch.cuda.synchronize()
     for case, out in zip(cases, outs, strict=True):
         alone = torch.full_like(out, NAN)
-        launch(gpu_library, step_params(gpu_library, case, DEFAULT, alone))
+        launch(library, step_params(library, case, DEFAULT, alone))
         assert torch.equal(out, alone)

@@ -151,7 +151,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("settings", [Selecting(), Selecting(keep_ratio=1.0)], ids=["0.1", "1.0"])
-def test_sparse_step(gpu_library, host, shape, settings):
+def test_sparse_step(library, host, shape, settings):
     """The bits of the kernels' own API; with every block kept, dense attention."""
     case = make_step([(9000, 1), (700, 1), (16, 1), (1, 1)], **shape)
     direct = copy.deepcopy(case)
@@ -159,7 +159,7 @@ def test_sparse_step(gpu_library, host, shape, settings):
     for _ in range(3):
         context.enqueue()
     torch.cuda.synchronize()
-    expected = direct_step(gpu_library, direct, settings)
+    expected = direct_step(library, direct, settings)
     assert same_bits(context.out, expected)
     assert same_bits(case.kv, direct.kv)
     assert same_bits(case.summary, direct.summary)
@@ -172,13 +172,13 @@ def test_sparse_step(gpu_library, host, shape, settings):
 @pytest.mark.parametrize(
     "sequences", [[(3000, 32), (500, 32), (17, 17)], [(1500, 700)]], ids=["windows", "prefill"]
 )
-def test_dense_pass(gpu_library, host, shape, sequences):
+def test_dense_pass(library, host, shape, sequences):
     case = make_step(sequences, **shape)
     direct = copy.deepcopy(case)
     context = Context(host, case, Selecting(), dense=True)
     context.enqueue()
     torch.cuda.synchronize()
-    direct_append(gpu_library, direct)
+    direct_append(library, direct)
     assert same_bits(case.kv, direct.kv)
     assert same_bits(case.summary, direct.summary)
     assert_close_to_dense(direct, context.out)
@@ -186,7 +186,7 @@ def test_dense_pass(gpu_library, host, shape, sequences):
 
 
 @pytest.mark.parametrize("dense", [False, True], ids=["sparse", "dense"])
-def test_captured_graph_replays_with_other_contents(gpu_library, host, dense):
+def test_captured_graph_replays_with_other_contents(library, host, dense):
     rows = 8 if dense else 1
     sequences = [(5000, rows), (300, rows)]
     case = make_step(sequences, q_heads=28, kv_heads=4)
@@ -215,7 +215,7 @@ def test_captured_graph_replays_with_other_contents(gpu_library, host, dense):
     assert same_bits(other.kv, expected.case.kv)
 
 
-def test_two_contexts_on_two_streams(gpu_library, host):
+def test_two_contexts_on_two_streams(library, host):
     """A sparse step and a dense pass, and two sparse steps, side by side many times."""
     sequences = [(20000, 1), (700, 1)]
     contexts = [
