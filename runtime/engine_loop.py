@@ -8,6 +8,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from trt_resa.errors import RequestError
+from trt_resa.runtime.metrics import Metrics
 from trt_resa.runtime.outputs import RequestOutput
 from trt_resa.runtime.sequence import Sequence
 from trt_resa.runtime.session import Session
@@ -97,6 +98,7 @@ class EngineLoop:
         self._handles: dict[int, RequestHandle] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closed = False
+        self._metrics = session.metrics()
         self._thread = threading.Thread(target=self._run, name="trt-resa-engine", daemon=True)
         self._thread.start()
 
@@ -108,6 +110,10 @@ class EngineLoop:
     def cancel(self, request_id: int) -> None:
         """End a request; one that is finished or unknown is left as it is."""
         self._inbox.put(lambda: self._end(request_id))
+
+    def metrics(self) -> Metrics:
+        """As of the last change that the thread made."""
+        return self._metrics
 
     def shutdown(self) -> None:
         """Finish what is under way, then stop the thread."""
@@ -124,11 +130,15 @@ class EngineLoop:
                     closing = True
                 else:
                     message()
+                    self._metrics = self._session.metrics()
             if not self._session.idle:
                 try:
-                    self._publish(self._session.step())
+                    moved = self._session.step()
+                    self._metrics = self._session.metrics()
+                    self._publish(moved)
                 except Exception as error:
                     self._fail(error)
+                    self._metrics = self._session.metrics()
 
     def _start(self, handle: RequestHandle) -> None:
         self._handles[handle.request_id] = handle

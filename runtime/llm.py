@@ -19,6 +19,7 @@ from trt_resa.errors import ConfigError, RequestError
 from trt_resa.runtime.engine_loop import EngineLoop, RequestHandle
 from trt_resa.runtime.executors.base import Limits
 from trt_resa.runtime.executors.torch_executor import TorchExecutor
+from trt_resa.runtime.metrics import Metrics
 from trt_resa.runtime.outputs import RequestOutput
 from trt_resa.runtime.sequence import Sequence
 from trt_resa.runtime.session import Session
@@ -143,6 +144,10 @@ class LLM:
         handle = self._handle(prompt, sampling_params or SamplingParams(), streaming, rectify_mode)
         self._loop.submit(handle)
         return handle
+
+    def metrics(self) -> Metrics:
+        """Counters and gauges of the whole LLM; cheap, and callable from any thread."""
+        return self._loop.metrics()
 
     def shutdown(self) -> None:
         """Finish the requests under way and stop."""

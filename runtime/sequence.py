@@ -36,6 +36,7 @@ class Sequence:
         tokenizer: Tokenizer | None,
     ) -> None:
         self.request_id = request_id
+        self.prompt_length = len(prompt)
         self.max_tokens = min(len(prompt) + params.max_tokens, max_seq_len)
         self.cache: SequenceCache | None = None
         self.output = CompletionOutput(index=index)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections import deque
 
 import numpy as np
@@ -10,6 +12,7 @@ from trt_resa.blocks import num_blocks
 from trt_resa.contract import Phase, Step, max_logit_rows
 from trt_resa.runtime.executors.base import Executor, Limits
 from trt_resa.runtime.kv_cache import BlockPool, SequenceCache, block_table
+from trt_resa.runtime.metrics import Metrics
 from trt_resa.runtime.schedule import Forward, ForwardLimits, next_forward
 from trt_resa.runtime.sequence import Sequence
 
@@ -29,6 +32,7 @@ class Session:
         self._waiting: deque[Sequence] = deque()
         self._running: list[Sequence] = []
         self._previous = Phase.SPARSE
+        self._counted = Metrics(kv_blocks_total=executor.num_blocks)
         self._forward_limits = ForwardLimits(
             num_tokens=limits.max_num_tokens,
             logit_rows=limits.max_logit_rows,
@@ -48,6 +52,16 @@ class Session:
     def free_blocks(self) -> int:
         return self._pool.available
 
+    def metrics(self) -> Metrics:
+        active = {sequence.request_id for sequence in self._running}
+        queued = {sequence.request_id for sequence in self._waiting} - active
+        return dataclasses.replace(
+            self._counted,
+            requests_active=len(active),
+            requests_queued=len(queued),
+            kv_blocks_used=self._pool.size - self._pool.available,
+        )
+
     def blocks_for(self, num_tokens: int) -> int:
         return num_blocks(num_tokens, self._pool.block_size)
 
@@ -65,15 +79,20 @@ class Session:
 
     def step(self) -> list[Sequence]:
         """One forward; the sequences that took part. Call only while not idle."""
+        start = time.perf_counter()
         self._admit()
         wanted = [(sequence, sequence.next_action()) for sequence in self._running]
         forward = next_forward(wanted, self._forward_limits, self._previous)
         logits = self._executor.forward(self._pack(forward))
         self._previous = forward.phase
         row = 0
+        before = self._progress(forward)
         for sequence, action in forward.actions:
             sequence.commit(action, logits[row : row + action.num_logits])
             row += action.num_logits
+        after = self._progress(forward)
+        self._counted = self._counted.plus(**{name: after[name] - before[name] for name in after})
+        self._count_forward(forward.phase, time.perf_counter() - start)
         self._retire()
         return [sequence for sequence, _ in forward.actions]
 
@@ -84,6 +103,24 @@ class Session:
                 return
             sequence.cache = SequenceCache(self._pool, sequence.max_tokens)
             self._running.append(self._waiting.popleft())
+            self._counted = self._counted.plus(prompt_tokens=sequence.prompt_length)
+
+    def _count_forward(self, phase: Phase, seconds: float) -> None:
+        if phase is Phase.SPARSE:
+            self._counted = self._counted.plus(sparse_steps=1, step_seconds_sparse=seconds)
+        else:
+            self._counted = self._counted.plus(dense_passes=1, step_seconds_dense=seconds)
+
+    @staticmethod
+    def _progress(forward: Forward[Sequence]) -> dict[str, int]:
+        """What the sequences of ``forward`` have come to, by the names of Metrics."""
+        outputs = [sequence.output for sequence, _ in forward.actions]
+        return {
+            "generated_tokens": sum(len(output.token_ids) for output in outputs),
+            "blocks_attended": sum(output.stats.blocks_attended for output in outputs),
+            "drafts_proposed": sum(output.stats.drafts for output in outputs),
+            "drafts_accepted": sum(output.stats.drafts_accepted for output in outputs),
+        }
 
     def _retire(self) -> None:
         for sequence in self._running:

@@ -19,6 +19,8 @@ from tests.driver import OneSequence
 from trt_resa import LLM, SamplingParams, SparseAttentionConfig
 from trt_resa.config import KvCacheConfig
 from trt_resa.errors import ConfigError, EngineError, RequestError
+from trt_resa.runtime.metrics import Metrics
+from trt_resa.runtime.stats import total
 
 MODES = ("dense", "none", "fused", "separate", "verify")
 TEXTS = tuple(
@@ -335,3 +337,20 @@ def test_shutdown_finishes_what_runs_and_refuses_more(tiny_engine: Path) -> None
     with pytest.raises(RequestError, match="was shut down"):
         llm.generate_async(TEXTS[0])
     assert threading.active_count() == before
+
+
+def test_metrics_count_what_was_done(tiny_engine: Path) -> None:
+    with LLM(tiny_engine, device="cpu", max_batch_size=4, max_seq_len=512) as llm:
+        assert llm.metrics() == Metrics(kv_blocks_total=llm._session.pool_size)
+        results = llm.generate(TEXTS, greedy(30), rectify_mode="verify")
+        metrics = llm.metrics()
+    stats = total(result.outputs[0].stats for result in results)
+    assert (metrics.requests_active, metrics.requests_queued, metrics.kv_blocks_used) == (0, 0, 0)
+    assert metrics.prompt_tokens == sum(len(result.prompt_token_ids) for result in results)
+    assert metrics.generated_tokens == 5 * 30
+    assert metrics.blocks_attended == stats.blocks_attended > 0
+    assert metrics.drafts_proposed == stats.drafts > metrics.drafts_accepted
+    assert metrics.drafts_accepted == stats.drafts_accepted > 0
+    assert 0 < metrics.sparse_steps < stats.sparse_steps
+    assert metrics.dense_passes > 0
+    assert min(metrics.step_seconds_sparse, metrics.step_seconds_dense) > 0
