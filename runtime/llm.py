@@ -203,7 +203,7 @@ class LLM:
         limits, vocab = self.limits, self.model_config.vocab_size
         if not ids:
             raise RequestError("the prompt is empty; give at least one token")
-        outside = [token for token in ids if not 0 <= token < vocab]
+        outside = [token for token in (*ids, *params.bad_token_ids) if not 0 <= token < vocab]
         if outside:
             raise RequestError(f"token id {outside[0]} is outside the vocabulary 0..{vocab - 1}")
         longest = min(limits.max_input_len, limits.max_seq_len - 1)

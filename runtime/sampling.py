@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from tokenizers import Tokenizer
 
+from trt_resa.errors import RequestError
 from trt_resa.sampling_params import SamplingParams
 
 
@@ -25,21 +27,50 @@ class Draft:
     probabilities: torch.Tensor | None
 
 
+def bad_words(params: SamplingParams, tokenizer: Tokenizer | None) -> list[tuple[int, ...]]:
+    """The token sequences that ``bad`` and ``bad_token_ids`` forbid.
+
+    Raises RequestError for strings without a tokenizer.
+    """
+    words: list[tuple[int, ...]] = [(token,) for token in params.bad_token_ids]
+    if params.bad and tokenizer is None:
+        raise RequestError(
+            "bad strings need a tokenizer, and the engine directory holds none; use bad_token_ids"
+        )
+    for text in params.bad:
+        assert tokenizer is not None
+        words += [
+            tuple(tokenizer.encode(form, add_special_tokens=False).ids)
+            for form in (text, f" {text}")
+        ]
+    return [word for word in dict.fromkeys(words) if word]
+
+
 class Sampler:
     """Turns logits [vocab] (float32, host) into tokens by the rules of one request.
 
     ``prompt`` counts for the repetition penalty; the presence and frequency penalties see the
-    output alone.
+    output alone. ``bad``: token sequences that the output never completes, also where they begin
+    in the prompt.
     """
 
-    def __init__(self, params: SamplingParams, prompt: Sequence[int], index: int = 0) -> None:
+    def __init__(
+        self,
+        params: SamplingParams,
+        prompt: Sequence[int],
+        index: int = 0,
+        bad: Sequence[tuple[int, ...]] = (),
+    ) -> None:
         self._params = params
         self._prompt = torch.tensor(prompt, dtype=torch.int64)
-        self._random = torch.Generator().manual_seed(params.seed + index)
+        self._random = torch.Generator().manual_seed((params.seed + index) % (1 << 64))
+        self._bad = bad
+        self._reach = max((len(word) - 1 for word in bad), default=0)
+        self._tail = list(prompt[-self._reach :]) if self._reach else []
 
     def draw(self, logits: torch.Tensor, output: Sequence[int]) -> Draft:
         """The next token after ``output``, the tokens generated so far."""
-        adjusted = self._penalized(logits, output)
+        adjusted = self._adjusted(logits, output)
         if self._params.greedy:
             return Draft(int(adjusted.argmax()), None)
         probabilities = self._filtered(adjusted)
@@ -57,7 +88,7 @@ class Sampler:
         """
         context = list(output)
         for count, draft in enumerate(drafts):
-            adjusted = self._penalized(logits[count], context)
+            adjusted = self._adjusted(logits[count], context)
             if draft.probabilities is None:
                 dense = int(adjusted.argmax())
                 if dense != draft.token:
@@ -73,6 +104,26 @@ class Sampler:
 
     def _pick(self, weights: torch.Tensor) -> int:
         return int(torch.multinomial(weights, 1, generator=self._random))
+
+    def _adjusted(self, logits: torch.Tensor, output: Sequence[int]) -> torch.Tensor:
+        return self._without_bad(self._penalized(logits, output), output)
+
+    def _without_bad(self, logits: torch.Tensor, output: Sequence[int]) -> torch.Tensor:
+        """The tokens that would complete a bad word get the lowest finite value.
+
+        Finite, so that even a request that forbids every token draws one.
+        """
+        before = [*self._tail, *output[-self._reach :]] if self._reach else []
+        ends = [
+            word[-1]
+            for word in self._bad
+            if len(word) == 1 or tuple(before[1 - len(word) :]) == word[:-1]
+        ]
+        if not ends:
+            return logits
+        logits = logits.clone()
+        logits[ends] = torch.finfo(logits.dtype).min
+        return logits
 
     def _penalized(self, logits: torch.Tensor, output: Sequence[int]) -> torch.Tensor:
         params = self._params

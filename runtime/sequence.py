@@ -12,7 +12,7 @@ from trt_resa.config import SparseAttentionConfig
 from trt_resa.contract import Phase
 from trt_resa.runtime.kv_cache import SequenceCache
 from trt_resa.runtime.outputs import CompletionOutput
-from trt_resa.runtime.sampling import Draft, Sampler
+from trt_resa.runtime.sampling import Draft, Sampler, bad_words
 from trt_resa.runtime.schedule import Action, Rows, Window
 from trt_resa.runtime.text import TextStream
 from trt_resa.sampling_params import SamplingParams
@@ -51,7 +51,7 @@ class Sequence:
             prompt_length=len(prompt),
             length=len(prompt),
         )
-        self._sampler = Sampler(params, prompt, index)
+        self._sampler = Sampler(params, prompt, index, bad_words(params, tokenizer))
         self._text = TextStream(tokenizer, params.stop)
         self._drafts: list[Draft] = []
         end_ids = eos_token_ids if params.end_id is None else (params.end_id,)

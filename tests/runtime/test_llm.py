@@ -135,6 +135,16 @@ def test_stopping(llm: LLM, mode: str) -> None:
     assert (ended.finish_reason, ended.stop_reason) == ("stop", None)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_bad_words_are_not_generated(llm: LLM, mode: str) -> None:
+    free = llm.generate(TEXTS[0], greedy(40), rectify_mode=mode).outputs[0]
+    single = free.token_ids[5]
+    bad = SamplingParams(max_tokens=40, ignore_eos=True, bad_token_ids=(single,))
+    output = llm.generate(TEXTS[0], bad, rectify_mode=mode).outputs[0]
+    assert len(output.token_ids) == 40
+    assert single not in output.token_ids
+
+
 def test_a_stop_string_is_cut_from_the_text(tiny_engine: Path, llm: LLM) -> None:
     # A byte tokenizer and a random model rarely give text; any character that appears will do.
     text = llm.generate(TEXTS[4], greedy(120)).outputs[0].text
@@ -235,6 +245,7 @@ def test_sampled_verify_is_distributed_as_dense_sampling(tmp_path: Path) -> None
         ([[]], {}, "the prompt is empty"),
         ([3, 999], {}, "token id 999 is outside the vocabulary 0..258"),
         ([-1], {}, "token id -1 is outside"),
+        ([3], {"bad_token_ids": (999,)}, "token id 999 is outside the vocabulary 0..258"),
         ([1] * 512, {}, "the prompt has 512 tokens; this engine takes at most 511"),
         ("x" * 5000, {}, "the prompt has 5000 tokens"),
     ],

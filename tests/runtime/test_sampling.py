@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from pydantic import ValidationError
 from scipy.stats import chisquare
 
-from trt_resa.runtime.sampling import Draft, Sampler
+from tests.checkpoints import byte_tokenizer
+from trt_resa.errors import RequestError
+from trt_resa.runtime.sampling import Draft, Sampler, bad_words
 from trt_resa.sampling_params import SamplingParams
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -3.0])
@@ -48,6 +53,65 @@ def test_penalties() -> None:
     assert adjusted([0, 5], [3], repetition_penalty=2.0) == pytest.approx([-1, 0, 0, 0, 0, -3])
     assert adjusted([0], [1, 1], presence_penalty=0.5) == pytest.approx([0, -0.5, 0, 0, 0, 0])
     assert adjusted([0], [1, 1, 2], frequency_penalty=0.5) == pytest.approx([0, -1, -0.5, 0, 0, 0])
+
+
+def test_bad_words_are_never_completed() -> None:
+    def likeliest(prompt: list[int], output: list[int], bad: list[tuple[int, ...]]) -> int:
+        return Sampler(SamplingParams(), prompt, bad=bad).draw(LOGITS, output).token
+
+    assert likeliest([5], [], [(0,)]) == 1
+    assert likeliest([5], [], [(0,), (1,)]) == 2
+    # Several tokens: the last is forbidden only after the others, which may stand in the prompt.
+    assert likeliest([5], [], [(3, 4, 0)]) == 0
+    assert likeliest([5], [3, 4], [(3, 4, 0)]) == 1
+    assert likeliest([5, 3], [4], [(3, 4, 0)]) == 1
+    assert likeliest([3, 4], [], [(3, 4, 0)]) == 1
+    assert likeliest([4, 3], [5], [(3, 4, 0)]) == 0
+    everything = [(token,) for token in range(6)]
+    assert likeliest([5], [], everything) == 0
+    drawn = Sampler(SamplingParams(temperature=0.5), [5], bad=everything).draw(LOGITS, [])
+    assert drawn.probabilities is not None
+    assert drawn.probabilities.isfinite().all()
+
+
+def test_sampling_never_draws_a_bad_word() -> None:
+    sampler = Sampler(SamplingParams(temperature=2.0), [1], bad=[(0,), (1, 2)])
+    output = [1]
+    for _ in range(300):
+        output.append(sampler.draw(LOGITS, output).token)
+    pairs = set(itertools.pairwise(output))
+    assert (1, 2) not in pairs
+    assert (3, 2) in pairs
+    assert 0 not in output
+
+
+def test_verification_forbids_bad_words_with_the_drafts_as_context() -> None:
+    rows = torch.tensor([[1.0, 0.9, 0.0], [1.0, 0.9, 0.0]])
+    sampler = Sampler(SamplingParams(), [2], bad=[(0, 0)])
+    assert sampler.verify([Draft(0, None)], rows, []) == (1, 1)
+    assert sampler.verify([Draft(0, None)], rows, [0]) == (0, 1)
+
+
+def test_bad_strings_are_forbidden_at_the_beginning_and_after_a_space() -> None:
+    tokenizer = byte_tokenizer().backend_tokenizer
+
+    def ids(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(text).ids)
+
+    params = SamplingParams(bad="no", bad_token_ids=(7, 7))
+    assert bad_words(params, tokenizer) == [(7,), ids("no"), ids(" no")]
+    assert bad_words(SamplingParams(bad_token_ids=(7,)), None) == [(7,)]
+    with pytest.raises(RequestError, match="bad strings need a tokenizer"):
+        bad_words(params, None)
+    with pytest.raises(ValidationError, match="a bad string is empty"):
+        SamplingParams(bad=("x", ""))
+
+
+def test_seeds_of_64_bits() -> None:
+    largest = SamplingParams(temperature=1.0, seed=2**64 - 1)
+    assert Sampler(largest, [0], index=1).draw(LOGITS, []) is not None
+    with pytest.raises(ValidationError):
+        SamplingParams(seed=2**64)
 
 
 def test_a_seed_fixes_the_stream_and_completions_differ() -> None:
