@@ -94,9 +94,16 @@ def build_plan(
     compute_capabilities: Sequence[str] = DEFAULT_COMPUTE_CAPABILITIES,
     profiling_verbosity: str = "detailed",
     trt_options: TrtOptions | None = None,
+    share_layers: bool = False,
     progress: Callable[[BuiltSegment], None] = lambda _: None,
 ) -> EngineDirectory:
-    """``build`` from a plan already made."""
+    """``build`` from a plan already made.
+
+    ``share_layers``: segment 1 stands for every segment but the first and the last, as hard links;
+    for TensorRT-RTX engines of random weights, whose layers differ in nothing but names.
+    """
+    if share_layers and planned.build.executors != ("tensorrt_rtx",):
+        raise ValueError("layers can be shared in engines of TensorRT-RTX alone")
     loader = WeightLoader(planned.checkpoint, planned.description, planned.build)
     writers = _writers(planned, compute_capabilities, profiling_verbosity)
     write_decoder = None
@@ -108,9 +115,13 @@ def build_plan(
         _check_space(work, planned)
         for index, segment in enumerate(segments if writers else ()):
             start = time.perf_counter()
-            weights = loader.load(segment.weights)
-            files = [write(work, index, weights) for write in writers]
-            del weights
+            if share_layers and 1 < index < len(segments) - 1:
+                files = [work / segment_engine(index)]
+                files[0].hardlink_to(work / segment_engine(1))
+            else:
+                weights = loader.load(segment.weights)
+                files = [write(work, index, weights) for write in writers]
+                del weights
             seconds = time.perf_counter() - start
             num_bytes = sum(file.stat().st_size for file in files)
             progress(BuiltSegment(index, len(segments), num_bytes, seconds))

@@ -66,12 +66,19 @@ def check_options(build: BuildConfig, sparse: SparseAttentionConfig) -> None:
 
 
 def plan(checkpoint_dir: Path | str, build: BuildConfig, sparse: SparseAttentionConfig) -> Plan:
-    """Open the checkpoint, describe its network, and replace ``None`` and ``auto`` by its facts.
+    """``plan_checkpoint`` of the checkpoint in a directory or file.
 
     Reads headers alone. Raises CheckpointError, or ConfigError when a limit does not fit the model.
     """
     check_options(build, sparse)
-    checkpoint = open_checkpoint(checkpoint_dir)
+    return plan_checkpoint(open_checkpoint(checkpoint_dir), build, sparse)
+
+
+def plan_checkpoint(
+    checkpoint: Checkpoint, build: BuildConfig, sparse: SparseAttentionConfig
+) -> Plan:
+    """Describe the network of a checkpoint, and replace ``None`` and ``auto`` by its facts."""
+    check_options(build, sparse)
     positions = checkpoint.model.max_position_embeddings
     length = build.max_seq_len or positions
     if length > positions:

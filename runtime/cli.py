@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 
 from trt_resa.cli_options import SPARSE_SECTION, given, options_of, read_yaml
 from trt_resa.config import KvCacheConfig, RectifyMode, SparseAttentionConfig
 from trt_resa.errors import ConfigError, RequestError
+from trt_resa.runtime.executors.choose import ExecutorChoice
 from trt_resa.runtime.llm import LLM
 from trt_resa.runtime.outputs import RequestOutput
 from trt_resa.runtime.stats import total
@@ -34,7 +35,13 @@ KV_CACHE_PREFIX = "kv_cache_"
     help="file with one prompt (UTF-8); may be repeated",
 )
 @click.option("--chat", is_flag=True, help="apply the model's chat template to each prompt")
-@click.option("--executor", type=click.Choice(["auto", "torch"]), default="auto", show_default=True)
+@click.option(
+    "--executor",
+    type=click.Choice(["auto", "tensorrt_rtx", "torch"]),
+    default="auto",
+    show_default=True,
+    help="what runs the forwards; auto: tensorrt_rtx where there are a GPU and engines",
+)
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
@@ -54,7 +61,7 @@ def generate(
     prompts: tuple[str, ...],
     files: tuple[Path, ...],
     chat: bool,
-    executor: Literal["auto", "torch"],
+    executor: ExecutorChoice,
     device: str,
     max_batch_size: int | None,
     max_seq_len: int | None,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import torch
 from typing_extensions import Self
@@ -18,7 +18,7 @@ from trt_resa.engine_dir import EngineConfig, EngineDirectory
 from trt_resa.errors import ConfigError, RequestError
 from trt_resa.runtime.engine_loop import EngineLoop, RequestHandle
 from trt_resa.runtime.executors.base import Limits
-from trt_resa.runtime.executors.torch_executor import TorchExecutor
+from trt_resa.runtime.executors.choose import ExecutorChoice, make_executor
 from trt_resa.runtime.metrics import Metrics
 from trt_resa.runtime.outputs import RequestOutput
 from trt_resa.runtime.sequence import Sequence
@@ -44,7 +44,7 @@ class LLM:
         self,
         model: str | Path,
         *,
-        executor: Literal["auto", "torch"] = "auto",
+        executor: ExecutorChoice = "auto",
         kv_cache_config: KvCacheConfig | Mapping[str, Any] | None = None,
         max_batch_size: int | None = None,
         max_seq_len: int | None = None,
@@ -53,8 +53,6 @@ class LLM:
         device: str = "auto",
         dtype: str | None = None,
     ) -> None:
-        if executor not in ("auto", "torch"):
-            raise ConfigError(f"executor {executor!r} cannot run here; use 'auto' or 'torch'")
         engine = EngineDirectory(model)
         self.sparse_attention_config = _sparse_config(engine.config, sparse_attention_config)
         self.limits = _limits(engine.config, max_batch_size, max_seq_len, max_num_tokens)
@@ -66,13 +64,14 @@ class LLM:
         self.tokenizer = TextTokenizer.load(engine.path)
         self.model_config = engine.config.pretrained_config
         self.device = _device(device)
-        self._executor = TorchExecutor(
+        self._executor = make_executor(
+            executor,
             engine,
             self.sparse_attention_config,
             _kv_config(kv_cache_config),
             self.limits,
             self.device,
-            _dtype(dtype, engine.config, self.device),
+            dtype,
         )
         self._session = Session(
             self._executor,
@@ -295,11 +294,3 @@ def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device 'cuda' was asked for and PyTorch sees no GPU; use 'cpu'")
     return torch.device(name)
-
-
-def _dtype(name: str | None, engine: EngineConfig, device: torch.device) -> torch.dtype:
-    chosen = name or ("float32" if device.type == "cpu" else engine.build_config.dtype)
-    allowed = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-    if chosen not in allowed:
-        raise ConfigError(f"dtype {chosen!r} is not one of {', '.join(allowed)}")
-    return allowed[chosen]

@@ -21,7 +21,18 @@ except (ImportError, OSError) as error:
         "'tensorrt-rtx-cu13>=1.5,<1.8', or build with --executors torch and run without it"
     ) from None
 
-__all__ = ["FLAVOUR", "LOG", "VERSION", "check_engine_file", "create_context", "load_engine", "trt"]
+__all__ = [
+    "FLAVOUR",
+    "LOG",
+    "VERSION",
+    "check_engine_file",
+    "check_gpu",
+    "check_version",
+    "create_context",
+    "create_runtime_cache",
+    "load_engine",
+    "trt",
+]
 
 FLAVOUR = "tensorrt_rtx"
 VERSION: str = trt.__version__
@@ -63,6 +74,16 @@ def check_version(info: BuildInfo, path: Path) -> None:
         )
 
 
+def check_gpu(capability: tuple[int, int]) -> None:
+    """Raise EngineError where this version is known to refuse the GPU's compute capability."""
+    major, minor = (int(part) for part in VERSION.split(".")[:2])
+    if capability == (9, 0) and (major, minor) >= (1, 7):
+        raise EngineError(
+            f"TensorRT-RTX {VERSION} does not run on compute capability 9.0, and 1.5 and 1.6 do; "
+            "install 'tensorrt-rtx-cu13<1.7' and build the engine again with trt-resa build-engine"
+        )
+
+
 def load_engine(path: Path) -> Any:
     """The deserialised engine (``trt.ICudaEngine``) of a file, on the current GPU.
 
@@ -76,14 +97,29 @@ def load_engine(path: Path) -> Any:
     return engine
 
 
-def create_context(engine: Any) -> Any:
+def create_runtime_cache(engine: Any) -> Any:
+    """A store of compiled kernels (``trt.IRuntimeCache``), shared by contexts of many engines."""
+    return engine.create_runtime_config().create_runtime_cache()
+
+
+def create_context(engine: Any, cache: Any = None, own_scratch: bool = True) -> Any:
     """An execution context (``trt.IExecutionContext``) that compiles a shape's kernels at once.
 
     TensorRT's default compiles them in the background and runs slower ones until then; a CUDA graph
-    captured meanwhile would keep the slower ones for good.
+    captured meanwhile would keep the slower ones for good. ``cache``: where to look for kernels
+    first. Without ``own_scratch`` the user gives memory with ``set_device_memory``.
     """
     config = engine.create_runtime_config()
     config.dynamic_shapes_kernel_specialization_strategy = (
         trt.DynamicShapesKernelSpecializationStrategy.EAGER
     )
-    return engine.create_execution_context(config)
+    if cache is not None:
+        config.set_runtime_cache(cache)
+    if not own_scratch:
+        config.set_execution_context_allocation_strategy(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+    context = engine.create_execution_context(config)
+    if context is None:
+        raise EngineError(f"TensorRT-RTX {VERSION} could not make a context: {LOG.take_errors()}")
+    return context

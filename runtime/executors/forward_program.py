@@ -1,0 +1,57 @@
+"""One shape's forward as a list of launches: run one by one once, then as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+#: Enqueues work on the current stream.
+Launch = Callable[[], None]
+
+
+class ForwardProgram:
+    """Runs ``launches`` in order on ``stream``.
+
+    With ``capture`` the first run is followed by a capture, and every later one replays the graph.
+    A graph holds addresses and extents, so whatever changes from step to step must be contents of
+    device memory. ``captures`` counts what was captured.
+    """
+
+    def __init__(
+        self, launches: Sequence[Launch], stream: torch.cuda.Stream, pool: Any, capture: bool
+    ) -> None:
+        self._launches, self._stream = launches, stream
+        self._pool, self._capture = pool, capture
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self.captures = 0
+
+    def run(self) -> None:
+        with torch.cuda.stream(self._stream):
+            if self._graph is not None:
+                self._graph.replay()
+                return
+            self._enqueue()
+            if self._capture:
+                self._stream.synchronize()
+                self._graph = self._captured()
+
+    def run_eagerly(self) -> None:
+        """The same launches without the graph."""
+        with torch.cuda.stream(self._stream):
+            self._enqueue()
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may use the GPU meanwhile.
+        with torch.cuda.graph(
+            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
+            self._enqueue()
+        self.captures += 1
+        return graph
+
+    def _enqueue(self) -> None:
+        for launch in self._launches:
+            launch()

@@ -1,0 +1,96 @@
+"""Random engines for the executor tests, and sequences that share one cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tests.builder.networks import tiny_model
+from trt_resa.blocks import num_blocks
+from trt_resa.builder.random_engine import build_random
+from trt_resa.config import BuildConfig, KvCacheConfig, SparseAttentionConfig
+from trt_resa.contract import Phase, Step, max_logit_rows
+from trt_resa.engine_dir import EngineDirectory
+from trt_resa.runtime.executors.base import Executor, Limits
+
+SPARSE = SparseAttentionConfig(min_blocks=4, rectify_interval=8, keep_ratio=0.25)
+MAX_SEQ_LEN = 1024
+
+
+def build_tiny(path: Path, family: str, **build: Any) -> EngineDirectory:
+    config = BuildConfig(
+        executors=("tensorrt_rtx", "torch"),
+        max_batch_size=4,
+        max_num_tokens=128,
+        max_seq_len=MAX_SEQ_LEN,
+        **{"dtype": "float16", **build},
+    )
+    return build_random(f"tiny-{family}", tiny_model(family), path, config, SPARSE)
+
+
+def limits_of(engine: EngineDirectory, **changes: int) -> Limits:
+    build = engine.config.build_config
+    values = dict(
+        max_batch_size=build.max_batch_size,
+        max_seq_len=MAX_SEQ_LEN,
+        max_input_len=MAX_SEQ_LEN,
+        max_num_tokens=build.max_num_tokens,
+        max_logit_rows=max_logit_rows(build.max_batch_size, SPARSE.rectify_interval),
+    )
+    return Limits(**{**values, **changes})
+
+
+def executors(
+    engine: EngineDirectory, sparse: SparseAttentionConfig = SPARSE, graphs: bool = True
+) -> tuple[Executor, Executor]:
+    """The engine under test, and the same weights in plain PyTorch on the same GPU."""
+    from trt_resa.runtime.executors.rtx_executor import RtxExecutor
+    from trt_resa.runtime.executors.torch_executor import TorchExecutor
+
+    device, limits, cache = torch.device("cuda"), limits_of(engine), KvCacheConfig()
+    dtype = getattr(torch, engine.config.build_config.dtype)
+    return (
+        RtxExecutor(engine, sparse, cache, limits, device, graphs=graphs),
+        TorchExecutor(engine, sparse, cache, limits, device, dtype),
+    )
+
+
+class Batch:
+    """Sequences in scattered blocks of a pool; the same steps for every executor."""
+
+    def __init__(self, count: int, vocab: int, pool: int, block_size: int = 16) -> None:
+        random = np.random.default_rng(0)
+        self.block_size = block_size
+        room = num_blocks(MAX_SEQ_LEN, block_size)
+        order = random.permutation(pool).astype(np.int32)
+        assert count * room <= pool
+        self._blocks = [order[i * room : (i + 1) * room] for i in range(count)]
+        self.tokens = [random.integers(0, vocab, MAX_SEQ_LEN).tolist() for _ in range(count)]
+
+    def step(
+        self, phase: Phase, spans: dict[int, tuple[int, int]], all_logits: bool = False
+    ) -> Step:
+        """Rows [start, stop) of each sequence in ``spans``."""
+        ids = [t for seq, (a, b) in spans.items() for t in self.tokens[seq][a:b]]
+        lengths = [b - a for a, b in spans.values()]
+        bounds = np.cumsum([0, *lengths], dtype=np.int32)
+        width = max(num_blocks(b, self.block_size) for _, b in spans.values())
+        table = np.full((len(spans), width), -1, dtype=np.int32)
+        for row, (seq, (_, stop)) in enumerate(spans.items()):
+            used = num_blocks(stop, self.block_size)
+            table[row, :used] = self._blocks[seq][:used]
+        rows = np.arange(len(ids), dtype=np.int32) if all_logits else bounds[1:] - np.int32(1)
+        return Step(
+            phase=phase,
+            input_ids=np.array(ids, dtype=np.int32),
+            position_ids=np.concatenate(
+                [np.arange(a, b, dtype=np.int32) for a, b in spans.values()]
+            ),
+            cu_query_lens=bounds,
+            kv_lens=np.array([b for _, b in spans.values()], dtype=np.int32),
+            block_table=table,
+            logit_rows=rows,
+        )
