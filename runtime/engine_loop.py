@@ -1,115 +1,49 @@
-"""A thread that steps the session, and the handles through which requests are followed."""
+"""A thread that steps the session, and what is said to it."""
 
 from __future__ import annotations
 
-import asyncio
+import heapq
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+import time
+from collections.abc import Callable
 
 from trt_resa.errors import RequestError
 from trt_resa.runtime.metrics import Metrics
-from trt_resa.runtime.outputs import RequestOutput
+from trt_resa.runtime.request_handle import RequestHandle
 from trt_resa.runtime.sequence import Sequence
 from trt_resa.runtime.session import Session
-
-
-class RequestHandle:
-    """One request under way. Await it, iterate over it (also with ``async for``), or ``result()``.
-
-    Iterating yields a RequestOutput per piece of new output, the last with ``finished``; without
-    ``streaming`` only that last one.
-    """
-
-    def __init__(
-        self,
-        request_id: int,
-        prompt: str | None,
-        prompt_token_ids: list[int],
-        sequences: list[Sequence],
-        streaming: bool,
-        cancel: Callable[[int], None],
-    ) -> None:
-        self.request_id = request_id
-        self.sequences = sequences
-        self._prompt, self._prompt_token_ids = prompt, prompt_token_ids
-        self._streaming = streaming
-        self._cancel = cancel
-        self._ready: queue.SimpleQueue[RequestOutput | BaseException] = queue.SimpleQueue()
-        self._last: RequestOutput | None = None
-
-    def cancel(self) -> None:
-        """End the request; its last output has finish_reason "cancelled"."""
-        self._cancel(self.request_id)
-
-    def result(self, timeout: float | None = None) -> RequestOutput:
-        """The finished output; TimeoutError after ``timeout`` seconds, the request going on."""
-        while self._last is None or not self._last.finished:
-            self._next(timeout)
-        return self._last
-
-    def __iter__(self) -> Iterator[RequestOutput]:
-        while self._last is None or not self._last.finished:
-            yield self._next(None)
-
-    async def __aiter__(self) -> AsyncIterator[RequestOutput]:
-        while self._last is None or not self._last.finished:
-            yield await asyncio.to_thread(self._next, None)
-
-    def __await__(self):  # type: ignore[no-untyped-def]
-        return asyncio.to_thread(self.result).__await__()
-
-    def publish(self) -> None:
-        """Called by the loop after a step that moved one of the sequences."""
-        finished = all(sequence.finished for sequence in self.sequences)
-        if not (self._streaming or finished):
-            return
-        outputs = [sequence.take_output() for sequence in self.sequences]
-        if finished or any(output.token_ids_diff or output.text_diff for output in outputs):
-            self._ready.put(
-                RequestOutput(
-                    self.request_id, self._prompt, self._prompt_token_ids, outputs, finished
-                )
-            )
-
-    def fail(self, error: BaseException) -> None:
-        self._ready.put(error)
-
-    def _next(self, timeout: float | None) -> RequestOutput:
-        try:
-            item = self._ready.get(timeout=timeout)
-        except queue.Empty:
-            raise TimeoutError(f"request {self.request_id} is not done after {timeout} s") from None
-        if isinstance(item, BaseException):
-            raise item
-        self._last = item
-        return item
 
 
 class EngineLoop:
     """Owns the thread that steps the session; every method may be called from any thread.
 
     The session is touched by that thread alone: submissions and cancellations are messages that it
-    takes between two forwards.
+    takes between two forwards, and there it looks at the deadlines.
     """
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._handles: dict[int, RequestHandle] = {}
+        self._deadlines: list[tuple[float, int]] = []
         self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._closed = False
+        self._closing = threading.Lock()
         self._metrics = session.metrics()
         self._thread = threading.Thread(target=self._run, name="trt-resa-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, handle: RequestHandle) -> None:
-        if self._closed:
-            raise RequestError("this LLM was shut down; make a new one")
-        self._inbox.put(lambda: self._start(handle))
+    def submit(self, handle: RequestHandle, timeout: float | None = None) -> None:
+        """``timeout``: seconds from now, after which the request ends as it is."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._closing:
+            if self._closed:
+                raise RequestError("this LLM was shut down; make a new one")
+            self._inbox.put(lambda: self._start(handle, deadline))
 
     def cancel(self, request_id: int) -> None:
         """End a request; one that is finished or unknown is left as it is."""
-        self._inbox.put(lambda: self._end(request_id))
+        self._inbox.put(lambda: self._end(request_id, "cancelled"))
 
     def metrics(self) -> Metrics:
         """As of the last change that the thread made."""
@@ -117,8 +51,9 @@ class EngineLoop:
 
     def shutdown(self) -> None:
         """Finish what is under way, then stop the thread."""
-        self._closed = True
-        self._inbox.put(None)
+        with self._closing:
+            self._closed = True
+            self._inbox.put(None)
         self._thread.join()
 
     def _run(self) -> None:
@@ -131,24 +66,36 @@ class EngineLoop:
                 else:
                     message()
                     self._metrics = self._session.metrics()
+            self._expire()
             if not self._session.idle:
-                try:
-                    moved = self._session.step()
-                    self._metrics = self._session.metrics()
-                    self._publish(moved)
-                except Exception as error:
-                    self._fail(error)
-                    self._metrics = self._session.metrics()
+                self._step()
 
-    def _start(self, handle: RequestHandle) -> None:
+    def _step(self) -> None:
+        try:
+            moved = self._session.step()
+            self._metrics = self._session.metrics()
+            self._publish(moved)
+        except Exception as error:
+            self._fail(error)
+            self._metrics = self._session.metrics()
+
+    def _start(self, handle: RequestHandle, deadline: float | None) -> None:
         self._handles[handle.request_id] = handle
+        if deadline is not None:
+            heapq.heappush(self._deadlines, (deadline, handle.request_id))
         for sequence in handle.sequences:
             self._session.submit(sequence)
 
-    def _end(self, request_id: int) -> None:
+    def _expire(self) -> None:
+        while self._deadlines and self._deadlines[0][0] <= time.monotonic():
+            _, request_id = heapq.heappop(self._deadlines)
+            self._end(request_id, "timeout")
+            self._metrics = self._session.metrics()
+
+    def _end(self, request_id: int, reason: str) -> None:
         handle = self._handles.pop(request_id, None)
         if handle is not None:
-            self._session.cancel(request_id)
+            self._session.end(request_id, reason)
             handle.publish()
 
     def _publish(self, moved: list[Sequence]) -> None:
@@ -161,6 +108,8 @@ class EngineLoop:
     def _fail(self, error: Exception) -> None:
         """A forward failed: every request under way gets the error; later ones start afresh."""
         for request_id, handle in self._handles.items():
-            self._session.cancel(request_id)
+            self._session.end(request_id, "error")
             handle.fail(error)
         self._handles.clear()
+        # What the failed forward left in the cache is not known.
+        self._session.forget_blocks()

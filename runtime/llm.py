@@ -7,26 +7,36 @@ from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import torch
 from typing_extensions import Self
 
-from trt_resa.config import KvCacheConfig, RectifyMode, SparseAttentionConfig
+from trt_resa.config import (
+    KvCacheConfig,
+    RectifyMode,
+    SchedulerConfig,
+    SparseAttentionConfig,
+)
 from trt_resa.contract import max_logit_rows
 from trt_resa.engine_dir import EngineConfig, EngineDirectory
 from trt_resa.errors import ConfigError, RequestError
-from trt_resa.runtime.engine_loop import EngineLoop, RequestHandle
+from trt_resa.runtime.engine_loop import EngineLoop
 from trt_resa.runtime.executors.base import Limits
 from trt_resa.runtime.executors.choose import ExecutorChoice, make_executor
 from trt_resa.runtime.metrics import Metrics
 from trt_resa.runtime.outputs import RequestOutput
+from trt_resa.runtime.request_config import request_config
+from trt_resa.runtime.request_handle import RequestHandle
 from trt_resa.runtime.sequence import Sequence
 from trt_resa.runtime.session import Session
 from trt_resa.runtime.tokenizer import TextTokenizer
 from trt_resa.sampling_params import SamplingParams
 from trt_resa.validation import parse, replace
 
+C = TypeVar("C")
+#: Changes to the settings of sparse attention: all of them, or those that differ by name.
+SparseChanges = SparseAttentionConfig | Mapping[str, Any]
 #: A text, or the token ids of one.
 Prompt = str | SequenceOf[int]
 
@@ -36,8 +46,9 @@ class LLM:
 
     ``model``: an engine directory made by ``trt-resa build-engine``. The limits default to those of
     the engine and can only be lowered. ``sparse_attention_config``: changes to the engine's own, as
-    a SparseAttentionConfig or a mapping of the keys that differ. ``device``: "cpu", "cuda" or
-    "auto". ``dtype`` of the torch executor: float32 on a CPU, the engine's on a GPU, unless given.
+    a SparseAttentionConfig or a mapping of the keys that differ; a request can change them again.
+    ``device``: "cpu", "cuda" or "auto". ``dtype`` of the torch executor: float32 on a CPU, the
+    engine's on a GPU, unless given.
     """
 
     def __init__(
@@ -46,10 +57,11 @@ class LLM:
         *,
         executor: ExecutorChoice = "auto",
         kv_cache_config: KvCacheConfig | Mapping[str, Any] | None = None,
+        scheduler_config: SchedulerConfig | Mapping[str, Any] | None = None,
         max_batch_size: int | None = None,
         max_seq_len: int | None = None,
         max_num_tokens: int | None = None,
-        sparse_attention_config: SparseAttentionConfig | Mapping[str, Any] | None = None,
+        sparse_attention_config: SparseChanges | None = None,
         device: str = "auto",
         dtype: str | None = None,
     ) -> None:
@@ -64,11 +76,12 @@ class LLM:
         self.tokenizer = TextTokenizer.load(engine.path)
         self.model_config = engine.config.pretrained_config
         self.device = _device(device)
+        kv_cache = _config(KvCacheConfig, kv_cache_config, "kv_cache_config")
         self._executor = make_executor(
             executor,
             engine,
             self.sparse_attention_config,
-            _kv_config(kv_cache_config),
+            kv_cache,
             self.limits,
             self.device,
             dtype,
@@ -76,8 +89,9 @@ class LLM:
         self._session = Session(
             self._executor,
             self.limits,
-            self.sparse_attention_config.block_size,
-            self.sparse_attention_config.rectify_interval,
+            self.sparse_attention_config,
+            kv_cache,
+            _config(SchedulerConfig, scheduler_config, "scheduler_config"),
         )
         self._loop = EngineLoop(self._session)
         self._ids = itertools.count()
@@ -89,6 +103,7 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         rectify_mode: RectifyMode | None = None,
+        sparse_attention_config: SparseChanges | None = None,
     ) -> RequestOutput: ...
     @overload
     def generate(
@@ -97,6 +112,7 @@ class LLM:
         sampling_params: SamplingParams | SequenceOf[SamplingParams] | None = None,
         *,
         rectify_mode: RectifyMode | None = None,
+        sparse_attention_config: SparseChanges | None = None,
     ) -> list[RequestOutput]: ...
     def generate(
         self,
@@ -104,11 +120,13 @@ class LLM:
         sampling_params: SamplingParams | SequenceOf[SamplingParams] | None = None,
         *,
         rectify_mode: RectifyMode | None = None,
+        sparse_attention_config: SparseChanges | None = None,
     ) -> RequestOutput | list[RequestOutput]:
         """Generate for one prompt or several, and wait.
 
         One prompt (a text, or token ids) gives one output; a list gives a list in the same order.
-        ``rectify_mode`` overrides the configured one for these requests. Raises RequestError before
+        ``sparse_attention_config`` changes the LLM's own for these requests, as a whole or by the
+        keys that differ; ``rectify_mode`` is short for that key. Raises RequestError before
         anything runs when any request can never be served.
         """
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
@@ -122,8 +140,9 @@ class LLM:
                 f"{len(many)} prompts came with {len(params)} sampling_params; give one for all or "
                 "one for each"
             )
+        sparse = self._sparse(sparse_attention_config, rectify_mode)
         handles = [
-            self._handle(prompt, param, False, rectify_mode)
+            self._handle(prompt, param, False, sparse)
             for prompt, param in zip(many, params, strict=True)
         ]
         for handle in handles:
@@ -138,10 +157,19 @@ class LLM:
         *,
         streaming: bool = False,
         rectify_mode: RectifyMode | None = None,
+        sparse_attention_config: SparseChanges | None = None,
+        timeout: float | None = None,
     ) -> RequestHandle:
-        """Start one request and return at once; see RequestHandle for how to follow it."""
-        handle = self._handle(prompt, sampling_params or SamplingParams(), streaming, rectify_mode)
-        self._loop.submit(handle)
+        """Start one request and return at once; see RequestHandle for how to follow it.
+
+        ``timeout``: seconds from now, time in the queue included, after which the request ends with
+        finish_reason "timeout" and what it has until then. Otherwise as ``generate``.
+        """
+        if timeout is not None and not timeout > 0:
+            raise RequestError(f"timeout {timeout} must be more than 0 seconds, or None for none")
+        sparse = self._sparse(sparse_attention_config, rectify_mode)
+        handle = self._handle(prompt, sampling_params or SamplingParams(), streaming, sparse)
+        self._loop.submit(handle, timeout)
         return handle
 
     def metrics(self) -> Metrics:
@@ -163,15 +191,23 @@ class LLM:
     ) -> None:
         self.shutdown()
 
+    def _sparse(
+        self, changes: SparseChanges | None, mode: RectifyMode | None
+    ) -> SparseAttentionConfig:
+        return request_config(
+            self.sparse_attention_config,
+            changes,
+            mode,
+            self._session.max_interval,
+            self._executor.selects_per_step,
+        )
+
     def _handle(
-        self, prompt: Prompt, params: SamplingParams, streaming: bool, mode: RectifyMode | None
+        self, prompt: Prompt, params: SamplingParams, streaming: bool, sparse: SparseAttentionConfig
     ) -> RequestHandle:
         text = prompt if isinstance(prompt, str) else None
         ids = self._token_ids(prompt)
         self._check(ids, params)
-        sparse = self.sparse_attention_config
-        if mode is not None:
-            sparse = replace(sparse, {"rectify_mode": mode}, "rectify_mode")
         request_id = next(self._ids)
         backend = None if self.tokenizer is None else self.tokenizer.backend
         sequences = [
@@ -225,9 +261,7 @@ class LLM:
             )
 
 
-def _sparse_config(
-    engine: EngineConfig, changes: SparseAttentionConfig | Mapping[str, Any] | None
-) -> SparseAttentionConfig:
+def _sparse_config(engine: EngineConfig, changes: SparseChanges | None) -> SparseAttentionConfig:
     built = engine.sparse_attention_config
     if isinstance(changes, SparseAttentionConfig):
         config = changes
@@ -280,10 +314,8 @@ def _limits(
     )
 
 
-def _kv_config(given: KvCacheConfig | Mapping[str, Any] | None) -> KvCacheConfig:
-    if isinstance(given, KvCacheConfig):
-        return given
-    return parse(KvCacheConfig, given or {}, "kv_cache_config")
+def _config(cls: type[C], given: C | Mapping[str, Any] | None, where: str) -> C:
+    return given if isinstance(given, cls) else parse(cls, given or {}, where)  # type: ignore[arg-type]
 
 
 def _device(name: str) -> torch.device:

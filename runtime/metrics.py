@@ -12,11 +12,12 @@ class Metrics:
 
     A request is active while one of its sequences runs and queued while none does.
     ``kv_blocks_used`` are held by running sequences; ``kv_blocks_reused`` were found in the cache
-    instead of being computed. ``prompt_tokens`` count when a sequence starts, ``generated_tokens``
-    when they are final. ``sparse_steps`` and ``dense_passes`` are forwards, however many sequences
-    take part; ``step_seconds_sparse`` and ``step_seconds_dense`` are their time, sampling included.
-    ``blocks_attended`` is summed over the sequences of the sparse steps, for one layer and KV head.
-    ``preemptions`` are sequences that had to give their blocks back and start again.
+    instead of being computed. ``prompt_tokens`` count when a prompt's prefill ends,
+    ``generated_tokens`` when they are final. ``sparse_steps`` and ``dense_passes`` are forwards,
+    however many sequences take part; ``step_seconds_sparse`` and ``step_seconds_dense`` are their
+    time, sampling included. ``blocks_attended`` is summed over the sequences of the sparse steps,
+    for one layer and KV head. ``preemptions``: how often a sequence had to give its blocks back and
+    compute them again later; the sparse steps that it then repeats count as forwards alone.
     """
 
     requests_active: int = 0

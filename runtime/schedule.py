@@ -1,13 +1,14 @@
 """Which forward comes next: a pure state machine, without tensors or devices.
 
-``Window`` is the state of one sequence (tokens, dense-exact positions); ``next_forward`` packs the
-actions of a batch into one forward. Neither decision looks at a token's value, and a sequence's own
-actions never depend on its neighbours: a batch changes when a step runs, not what it computes.
+``Window`` is the state of one sequence (tokens, dense-exact positions, what is cached);
+``next_forward`` packs the actions of a batch into one forward. Neither decision looks at a token's
+value, and a sequence's own actions never depend on its neighbours: a batch changes when a step
+runs, not what it computes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
@@ -26,13 +27,18 @@ class Rows(Enum):
 
 @dataclass(frozen=True)
 class Action:
-    """Input tokens [start, stop) of one sequence; afterwards ``stop`` tokens are cached."""
+    """Input tokens [start, stop) of one sequence; afterwards ``stop`` tokens are cached.
+
+    ``prefill``: the action can be cut into chunks. ``replay``: a sparse step of which the next
+    token is known already; it is taken for its K/V, and its logits are dropped.
+    """
 
     phase: Phase
     start: int
     stop: int
     logits: Rows
     prefill: bool = False
+    replay: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -41,6 +47,10 @@ class Action:
     @property
     def num_logits(self) -> int:
         return {Rows.NONE: 0, Rows.LAST: 1, Rows.ALL: self.num_rows}[self.logits]
+
+    @property
+    def ends_prompt(self) -> bool:
+        return self.prefill and self.logits is Rows.LAST
 
     def first_rows(self, limit: int) -> Action:
         """The part of a prefill that fits ``limit`` rows; only its true end wants logits."""
@@ -54,7 +64,9 @@ class Window:
     """Tokens 0..length-1 of one sequence; the newest has no K/V. Positions < exact are dense-exact.
 
     The prompt is a prefill until ``exact`` reaches ``prompt_length``. ``interval`` is the window's
-    largest size (DESIGN: rectify_interval).
+    largest size (DESIGN: rectify_interval). ``cached`` positions are in the cache: fewer than the
+    window needs only after ``restart``, and then the next actions write the same K/V again, dense
+    passes up to ``exact`` and a sparse step for each position behind it.
     """
 
     mode: RectifyMode
@@ -62,6 +74,26 @@ class Window:
     prompt_length: int
     length: int
     exact: int = 0
+    cached: int = 0
+
+    @property
+    def reusable(self) -> int:
+        """Leading positions that may come from another sequence's dense-exact blocks.
+
+        The last prompt token is computed here: its logits give the first token.
+        """
+        return self.exact if self.exact >= self.prompt_length else self.prompt_length - 1
+
+    @property
+    def prefill_left(self) -> int:
+        """Rows of prefill that are still to run."""
+        return max(0, max(self.exact, self.prompt_length) - self.cached)
+
+    def restart(self, cached: int) -> None:
+        """The sequence gets another cache, whose first ``cached`` <= reusable positions are in."""
+        self.cached = cached
+        if self.exact < self.prompt_length:
+            self.exact = cached
 
     def next_action(self, draft_ended: bool = False) -> Action:
         """What this sequence needs next.
@@ -71,6 +103,11 @@ class Window:
         """
         if self.exact < self.prompt_length:
             return Action(Phase.DENSE, self.exact, self.prompt_length, Rows.LAST, prefill=True)
+        if self.cached < self.exact:
+            return Action(Phase.DENSE, self.cached, self.exact, Rows.NONE, prefill=True)
+        if self.cached < self.length - 1:
+            place = self.cached
+            return Action(Phase.SPARSE, place, place + 1, Rows.LAST, replay=True)
         pending = self.length - self.exact
         match self.mode:
             case "dense":
@@ -95,16 +132,17 @@ class Window:
         rest are dropped and the token after the last accepted one is new.
         """
         if action.logits is Rows.ALL:
-            self.exact = action.start + accepted + 1
+            self.exact = self.cached = action.start + accepted + 1
             self.length = self.exact + 1
             return
+        self.cached = action.stop
         if action.phase is Phase.DENSE:
-            self.exact = action.stop
-        if action.logits is Rows.LAST:
+            self.exact = max(self.exact, action.stop)
+        if action.logits is Rows.LAST and not action.replay:
             self.length += 1
 
 
-K = TypeVar("K", bound=Hashable)
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -117,44 +155,49 @@ class Forward(Generic[K]):
 
 @dataclass(frozen=True)
 class ForwardLimits:
-    """Rows per forward, logit rows per forward, and rows of rectification per forward.
+    """What one forward may carry: rows, logit rows, and of the rows those of each kind.
 
-    ``rectify_rows`` bounds the dense passes of decoding sequences in one forward. Sequences whose
-    windows end together are thereby spread over several forwards, once; from then on their windows
-    are staggered.
+    ``rectify_rows`` bounds the dense passes of decoding sequences. Sequences whose windows end
+    together are thereby spread over several forwards, once; from then on their windows are
+    staggered. ``prefill_rows`` bounds the prefill in a forward while anyone decodes. Sparse steps
+    and dense forwards alternate, so the two together bound the pause between two sparse steps.
     """
 
     num_tokens: int
     logit_rows: int
     rectify_rows: int
+    prefill_rows: int
 
 
 def next_forward(
-    wanted: Sequence[tuple[K, Action]], limits: ForwardLimits, previous: Phase
+    wanted: Sequence[tuple[K, Action]],
+    limits: ForwardLimits,
+    previous: Phase,
+    prefill_first: bool = False,
 ) -> Forward[K]:
-    """Pack the wanted actions of the running sequences, given oldest first.
+    """Pack the wanted actions of the running sequences, given in the order to serve them.
 
     Sparse steps and dense passes alternate while both are wanted, so neither starves. A dense
-    forward takes decoding sequences first, then prefill chunks with the rows that are left.
+    forward takes decoding sequences first, then prefill chunks with the rows that are left;
+    ``prefill_first``, for when nothing was left the last time, takes the prefill before them.
     """
     sparse = [(key, action) for key, action in wanted if action.phase is Phase.SPARSE]
     dense = [(key, action) for key, action in wanted if action.phase is Phase.DENSE]
     if sparse and (not dense or previous is Phase.DENSE):
         return Forward(Phase.SPARSE, tuple(sparse))
+    decoding = any(not action.prefill for _, action in wanted)
+    rows, logit_rows = limits.num_tokens, limits.logit_rows
+    rows_of_kind = {
+        True: limits.prefill_rows if decoding else limits.num_tokens,
+        False: limits.rectify_rows,
+    }
     taken: list[tuple[K, Action]] = []
-    rows, logit_rows, budget = limits.num_tokens, limits.logit_rows, limits.rectify_rows
-    for key, action in dense:
-        fits = action.num_rows <= min(rows, budget) and action.num_logits <= logit_rows
-        if not action.prefill and fits:
-            taken.append((key, action))
-            rows -= action.num_rows
-            budget -= action.num_rows
-            logit_rows -= action.num_logits
-    for key, action in dense:
-        if action.prefill and rows > 0:
-            chunk = action.first_rows(rows)
-            if chunk.num_logits <= logit_rows:
-                taken.append((key, chunk))
-                rows -= chunk.num_rows
-                logit_rows -= chunk.num_logits
+    for key, action in sorted(dense, key=lambda item: item[1].prefill is not prefill_first):
+        room = min(rows, rows_of_kind[action.prefill])
+        part = action.first_rows(room) if action.prefill else action
+        if 0 < part.num_rows <= room and part.num_logits <= logit_rows:
+            taken.append((key, part))
+            rows -= part.num_rows
+            rows_of_kind[action.prefill] -= part.num_rows
+            logit_rows -= part.num_logits
     return Forward(Phase.DENSE, tuple(taken))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Hashable
 
 import torch
 from tokenizers import Tokenizer
@@ -10,8 +11,8 @@ from tokenizers import Tokenizer
 from trt_resa.blocks import attended_blocks, num_blocks
 from trt_resa.config import SparseAttentionConfig
 from trt_resa.contract import Phase
-from trt_resa.runtime.kv_cache import SequenceCache
 from trt_resa.runtime.outputs import CompletionOutput
+from trt_resa.runtime.prefix_cache import BlockKeys
 from trt_resa.runtime.sampling import Draft, Sampler, bad_words
 from trt_resa.runtime.schedule import Action, Rows, Window
 from trt_resa.runtime.text import TextStream
@@ -21,7 +22,7 @@ from trt_resa.sampling_params import SamplingParams
 class Sequence:
     """Tokens are confirmed (they go to the user) or drafts (mode verify, until a dense pass).
 
-    ``sparse.rectify_mode`` is this sequence's own mode. ``cache`` is None until admission.
+    ``sparse`` is this sequence's own; ``max_tokens`` is its greatest length, prompt included.
     """
 
     def __init__(
@@ -36,16 +37,15 @@ class Sequence:
         tokenizer: Tokenizer | None,
     ) -> None:
         self.request_id = request_id
-        self.prompt_length = len(prompt)
         self.max_tokens = min(len(prompt) + params.max_tokens, max_seq_len)
-        self.cache: SequenceCache | None = None
+        self.sparse = sparse
         self.output = CompletionOutput(index=index)
         if params.logprobs is not None:
             self.output.logprobs, self.output.cumulative_logprob = [], 0.0
         self._tokens = list(prompt)
         self._params = params
-        self._sparse = sparse
-        self._window = Window(
+        self._keys = BlockKeys(sparse.block_size)
+        self.window = Window(
             mode=sparse.rectify_mode,
             interval=sparse.rectify_interval,
             prompt_length=len(prompt),
@@ -62,11 +62,24 @@ class Sequence:
     def finished(self) -> bool:
         return self.output.finish_reason is not None
 
+    @property
+    def selection(self) -> Hashable:
+        return self.sparse.selection
+
+    @property
+    def dense_exact(self) -> int:
+        """Leading confirmed tokens whose K/V is in the cache and dense-exact."""
+        return min(self.window.exact, self.window.cached, len(self._tokens))
+
+    def block_key(self, index: int) -> bytes:
+        """Key of a full block of confirmed tokens."""
+        return self._keys.key(index, self._tokens)
+
     def next_action(self) -> Action:
         draft_ended = bool(self._drafts) and (
-            self._ends(self._drafts[-1].token) or self._window.length >= self.max_tokens
+            self._ends(self._drafts[-1].token) or self.window.length >= self.max_tokens
         )
-        return self._window.next_action(draft_ended)
+        return self.window.next_action(draft_ended)
 
     def inputs(self, action: Action) -> list[int]:
         """Token ids of the action's rows."""
@@ -77,6 +90,9 @@ class Sequence:
 
     def commit(self, action: Action, logits: torch.Tensor) -> None:
         """Take the logits [action.num_logits, vocab] of a finished action."""
+        if action.replay:
+            self.window.advance(action)
+            return
         output = self.output.token_ids
         if not action.prefill:
             self._count(action)
@@ -94,11 +110,11 @@ class Sequence:
             # A copy of the output only where there are drafts to add: it may be long.
             context = output + [d.token for d in self._drafts] if self._drafts else output
             draft = self._sampler.draw(logits[0], context)
-            if action.phase is Phase.SPARSE and self._sparse.rectify_mode == "verify":
+            if action.phase is Phase.SPARSE and self.sparse.rectify_mode == "verify":
                 self._drafts.append(draft)
             else:
                 self._confirm(draft.token, logits[0])
-        self._window.advance(action, accepted)
+        self.window.advance(action, accepted)
 
     def take_output(self) -> CompletionOutput:
         """A copy for the user; the ``_diff`` fields start anew after it."""
@@ -116,8 +132,8 @@ class Sequence:
         self._show(self._text.flush())
 
     def _count(self, action: Action) -> None:
-        cached = num_blocks(action.stop, self._sparse.block_size)
-        self.output.stats.count(action, attended_blocks(action.stop, self._sparse), cached)
+        cached = num_blocks(action.stop, self.sparse.block_size)
+        self.output.stats.count(action, attended_blocks(action.stop, self.sparse), cached)
 
     def _ends(self, token: int) -> bool:
         return token in self._end_ids or token in self._stop_ids
@@ -126,7 +142,7 @@ class Sequence:
         output = self.output
         if output.token_ids:
             cached = len(self._tokens)
-            output.stats.blocks_dense += num_blocks(cached, self._sparse.block_size)
+            output.stats.blocks_dense += num_blocks(cached, self.sparse.block_size)
         self._tokens.append(token)
         output.token_ids.append(token)
         output.token_ids_diff.append(token)

@@ -19,6 +19,7 @@ _EXPORTS = {
     "KvCacheConfig": "trt_resa.config",
     "SparseAttentionConfig": "trt_resa.config",
     "BuildConfig": "trt_resa.config",
+    "SchedulerConfig": "trt_resa.config",
     "SamplingParams": "trt_resa.sampling_params",
     "TrtResaError": "trt_resa.errors",
     "__version__": "trt_resa.version",

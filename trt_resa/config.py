@@ -61,6 +61,17 @@ class SparseAttentionConfig:
             )
         return self
 
+    @property
+    def selection(self) -> tuple[float, int, int, int, int]:
+        """What a selection depends on; the remaining settings only matter to the schedule."""
+        return (
+            self.keep_ratio,
+            self.min_blocks,
+            self.local_blocks,
+            self.sink_blocks,
+            self.dense_below,
+        )
+
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class BuildConfig:
@@ -131,7 +142,7 @@ class BuildConfig:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class KvCacheConfig:
-    """Size of the KV cache."""
+    """Size of the KV cache, and what it keeps."""
 
     free_gpu_memory_fraction: Annotated[
         float,
@@ -140,3 +151,24 @@ class KvCacheConfig:
     max_tokens: Annotated[
         int | None, Field(ge=1, description="upper bound of cached tokens over all sequences")
     ] = None
+    enable_block_reuse: Annotated[
+        bool,
+        Field(
+            description="keep full dense-exact blocks after their request, for later requests that "
+            "begin with the same tokens; evicted, least recently used first, when room is needed"
+        ),
+    ] = True
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SchedulerConfig:
+    """How requests share the forwards."""
+
+    prefill_tokens_while_decoding: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="prompt tokens in one dense pass while other sequences generate: bounds "
+            "the pause between two of their tokens; without any, a pass takes max_num_tokens",
+        ),
+    ] = 512

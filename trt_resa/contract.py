@@ -13,6 +13,8 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
+from trt_resa.config import SparseAttentionConfig
+
 Int32Array = npt.NDArray[np.int32]
 
 INPUT_IDS = "input_ids"
@@ -64,7 +66,10 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class Step:
-    """Host arrays of one forward, in the contract's types and shapes."""
+    """Host arrays of one forward, in the contract's types and shapes.
+
+    ``sparse``: what the selection of this sparse step follows; None: the executor's own settings.
+    """
 
     phase: Phase
     input_ids: Int32Array
@@ -73,6 +78,7 @@ class Step:
     kv_lens: Int32Array
     block_table: Int32Array
     logit_rows: Int32Array
+    sparse: SparseAttentionConfig | None = None
 
     @property
     def num_tokens(self) -> int:

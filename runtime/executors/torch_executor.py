@@ -33,6 +33,8 @@ from trt_resa.runtime.memory import cache_blocks
 class TorchExecutor:
     """Holds the weights, the cache of every layer, and a function per node."""
 
+    selects_per_step = True
+
     def __init__(
         self,
         engine: EngineDirectory,
@@ -98,6 +100,7 @@ class _StepState:
     def __init__(self, executor: TorchExecutor, step: Step) -> None:
         self._executor = executor
         self._phase = step.phase
+        self._sparse = step.sparse or executor.sparse
         self._kv_lens_host = step.kv_lens.tolist()
         self._cu_host = step.cu_query_lens.tolist()
         self._lengths = [num_blocks(n, executor.sparse.block_size) for n in self._kv_lens_host]
@@ -125,8 +128,8 @@ class _StepState:
     def attend(self, q: torch.Tensor, layer: int) -> torch.Tensor:
         kv, chosen = self._executor.kv[layer], self._everything
         if self._phase is Phase.SPARSE:
-            summary, sparse = self._executor.summary[layer], self._executor.sparse
-            chosen = select(q, summary, self._kv_lens_host, self.block_table, sparse)
+            summary = self._executor.summary[layer]
+            chosen = select(q, summary, self._kv_lens_host, self.block_table, self._sparse)
         if chosen is not None:
             return sparse_attention(q, kv, chosen, self.kv_lens, self.block_table)
         parts = []

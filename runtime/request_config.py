@@ -1,0 +1,47 @@
+"""The sparse attention settings of one request: the LLM's own, with what the request changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trt_resa.config import RectifyMode, SparseAttentionConfig
+from trt_resa.errors import RequestError
+from trt_resa.validation import replace
+
+
+def request_config(
+    own: SparseAttentionConfig,
+    changes: SparseAttentionConfig | Mapping[str, Any] | None,
+    mode: RectifyMode | None,
+    max_interval: int,
+    selects_per_step: bool,
+) -> SparseAttentionConfig:
+    """``own`` with ``changes``, then ``mode``.
+
+    Raises ConfigError for an unknown key or a bad value, RequestError for a setting that cannot
+    differ from request to request here.
+    """
+    if isinstance(changes, SparseAttentionConfig):
+        config = changes
+    else:
+        config = replace(own, changes or {}, "sparse_attention_config")
+    if mode is not None:
+        config = replace(config, {"rectify_mode": mode}, "rectify_mode")
+    if config.block_size != own.block_size:
+        raise RequestError(
+            f"block_size {config.block_size} differs from the engine's {own.block_size}, which "
+            "holds for all requests; leave it out"
+        )
+    if config.rectify_interval > max_interval:
+        raise RequestError(
+            f"rectify_interval {config.rectify_interval} exceeds {max_interval}, the most rows of "
+            "rectification in a forward of this LLM; lower it or make the LLM with a larger one"
+        )
+    if config.selection != own.selection and not selects_per_step:
+        raise RequestError(
+            "keep_ratio, min_blocks, local_blocks, sink_blocks and dense_below are the same for "
+            "all requests of this executor; set them when making the LLM (rectify_mode and "
+            "rectify_interval may differ), or use executor 'torch'"
+        )
+    return config
