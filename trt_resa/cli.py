@@ -15,6 +15,7 @@ from trt_resa.errors import TrtResaError
 from trt_resa.version import __version__
 
 _COMMANDS = {
+    "bench": "trt_resa.bench_cli:bench",
     "build-engine": "trt_resa.builder.cli:build_engine",
     "export-onnx": "trt_resa.builder.onnx_cli:export_onnx",
     "generate": "trt_resa.runtime.cli:generate",

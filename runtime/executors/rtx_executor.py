@@ -41,8 +41,6 @@ class RtxExecutor:
     engines or the kernels cannot run on this machine, RequestError when no cache fits.
     """
 
-    selects_per_step = True
-
     def __init__(
         self,
         engine: EngineDirectory,
@@ -79,7 +77,7 @@ class RtxExecutor:
         )
         self._attention.reserve(self._possible_shapes())
         self._programs: dict[ForwardShape, ForwardProgram] = {}
-        self._pool = torch.cuda.graph_pool_handle()
+        self.graph_pool = torch.cuda.graph_pool_handle()
         self._submitted = 0
 
     @property
@@ -121,7 +119,7 @@ class RtxExecutor:
         self._segments.prepare(shape, self.stream)
         launches = list(self.launches(shape, sparse=sparse))
         capture = own and self._graphs and self.buckets.captures(shape)
-        program = ForwardProgram(launches, self.stream, self._pool, capture)
+        program = ForwardProgram(launches, self.stream, self.graph_pool, capture)
         if own:
             self._programs[shape] = program
         return program
