@@ -194,13 +194,8 @@ class LLM:
     def _sparse(
         self, changes: SparseChanges | None, mode: RectifyMode | None
     ) -> SparseAttentionConfig:
-        return request_config(
-            self.sparse_attention_config,
-            changes,
-            mode,
-            self._session.max_interval,
-            self._executor.selects_per_step,
-        )
+        own = self.sparse_attention_config
+        return request_config(own, changes, mode, self._session.max_interval)
 
     def _handle(
         self, prompt: Prompt, params: SamplingParams, streaming: bool, sparse: SparseAttentionConfig

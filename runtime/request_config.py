@@ -15,12 +15,11 @@ def request_config(
     changes: SparseAttentionConfig | Mapping[str, Any] | None,
     mode: RectifyMode | None,
     max_interval: int,
-    selects_per_step: bool,
 ) -> SparseAttentionConfig:
     """``own`` with ``changes``, then ``mode``.
 
     Raises ConfigError for an unknown key or a bad value, RequestError for a setting that cannot
-    differ from request to request here.
+    differ from request to request.
     """
     if isinstance(changes, SparseAttentionConfig):
         config = changes
@@ -37,11 +36,5 @@ def request_config(
         raise RequestError(
             f"rectify_interval {config.rectify_interval} exceeds {max_interval}, the most rows of "
             "rectification in a forward of this LLM; lower it or make the LLM with a larger one"
-        )
-    if config.selection != own.selection and not selects_per_step:
-        raise RequestError(
-            "keep_ratio, min_blocks, local_blocks, sink_blocks and dense_below are the same for "
-            "all requests of this executor; set them when making the LLM (rectify_mode and "
-            "rectify_interval may differ), or use executor 'torch'"
         )
     return config

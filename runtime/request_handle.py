@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
@@ -144,8 +145,8 @@ class _News:
     def _wake(self) -> None:
         self._changed.notify_all()
         for loop, waiter in self._waiters:
-            # A loop that has ended has nobody left who waits.
-            if not loop.is_closed():
+            # A loop that was closed raises, and has nobody left who waits.
+            with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(_set, waiter)
         self._waiters.clear()
 

@@ -89,6 +89,11 @@ class Window:
         """Rows of prefill that are still to run."""
         return max(0, max(self.exact, self.prompt_length) - self.cached)
 
+    @property
+    def replay_left(self) -> int:
+        """Sparse steps that are still to be repeated."""
+        return max(0, self.length - 1 - max(self.exact, self.cached, self.prompt_length))
+
     def restart(self, cached: int) -> None:
         """The sequence gets another cache, whose first ``cached`` <= reusable positions are in."""
         self.cached = cached

@@ -159,13 +159,14 @@ class Scheduler(Generic[S]):
             self._running.append(Place(self._waiting.popleft(), cache, self._forwards))
 
     def _has_room(self, sequence: S, shared: list[int]) -> bool:
-        """Whether everyone can go on for a window after ``sequence`` has had its prefill."""
+        """Whether everyone can go on for a window after ``sequence`` has caught up."""
         if not self._running:
             return True
-        size, window = self.pool.block_size, sequence.window
-        prefill = max(window.exact, window.prompt_length) - len(shared) * size
-        prefill += sum(place.sequence.window.prefill_left for place in self._running)
+        size = self.pool.block_size
+        windows = [sequence.window, *(place.sequence.window for place in self._running)]
+        prefill = sum(window.prefill_left for window in windows) - len(shared) * size
         meanwhile = -(-prefill // self._limits.prefill_rows)
+        meanwhile += max(window.replay_left for window in windows)
         growth = sum(
             place.cache.missing(_after(place.sequence, meanwhile)) for place in self._running
         )
@@ -178,6 +179,7 @@ class Scheduler(Generic[S]):
         if sum(cache.missing(length) for cache, length in needs) > self.pool.available:
             youngest = self._running.pop()
             youngest.cache.release()
+            youngest.sequence.window.restart(0)
             self._waiting.appendleft(youngest.sequence)
             self.preemptions += 1
             return False

@@ -23,15 +23,10 @@ class Limits:
 
 
 class Executor(Protocol):
-    """Runs forwards over a paged cache that it owns.
-
-    ``selects_per_step``: whether it honours ``Step.sparse``; otherwise the settings it was made
-    with hold for all requests.
-    """
+    """Runs forwards over a paged cache that it owns."""
 
     model: ModelConfig
     num_blocks: int
-    selects_per_step: bool
 
     def forward(self, step: Step) -> torch.Tensor:
         """Append K/V, attend, and return float32 logits [R, vocab] on the host."""

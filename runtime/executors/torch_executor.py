@@ -33,8 +33,6 @@ from trt_resa.runtime.memory import cache_blocks
 class TorchExecutor:
     """Holds the weights, the cache of every layer, and a function per node."""
 
-    selects_per_step = True
-
     def __init__(
         self,
         engine: EngineDirectory,

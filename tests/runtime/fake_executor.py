@@ -32,7 +32,6 @@ class FakeExecutor:
     """Logits depend on the cache for one token in four, so that most drafts are accepted."""
 
     model = None
-    selects_per_step = True
 
     def __init__(self, pool: int, sparse: SparseAttentionConfig, limits: Limits) -> None:
         self.num_blocks = pool

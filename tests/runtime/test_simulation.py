@@ -27,7 +27,6 @@ from trt_resa.sampling_params import SamplingParams
 BLOCK, LONGEST = 16, 160
 OWN = SparseAttentionConfig(keep_ratio=0.3, min_blocks=1, rectify_interval=8)
 MODES = ("fused", "separate", "verify", "none", "dense")
-PATTERNS = 2000
 
 
 @dataclass(frozen=True)
@@ -207,15 +206,19 @@ def run_pattern(random: Random, requests: list[tuple[Request, Sequence]], seen: 
     seen.reused += metrics.kv_blocks_reused
 
 
-def test_random_arrivals(requests: list[tuple[Request, Sequence]]) -> None:
+@pytest.mark.parametrize(
+    "seeds", [range(500), pytest.param(range(500, 2000), marks=pytest.mark.slow)], ids=str
+)
+def test_random_arrivals(requests: list[tuple[Request, Sequence]], seeds: range) -> None:
     seen = Seen()
-    for seed in range(PATTERNS):
+    for seed in seeds:
         try:
             run_pattern(Random(seed), requests, seen)
         except AssertionError as error:
             raise AssertionError(f"pattern {seed}: {error}") from error
-    assert seen.preemptions > 200
-    assert seen.replays > 500
-    assert seen.reused > 1000
-    assert seen.mixed > 500
-    assert min(seen.reasons[reason] for reason in ("length", "stop", "cancelled")) > 200
+    often = len(seeds) // 10
+    assert seen.preemptions > often
+    assert seen.replays > often
+    assert seen.reused > often
+    assert seen.mixed > often
+    assert min(seen.reasons[reason] for reason in ("length", "stop", "cancelled")) > often
