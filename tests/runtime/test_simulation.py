@@ -48,6 +48,8 @@ def catalogue(random: Random) -> list[Request]:
     for number in range(120):
         stem = random.choice(stems)[: random.randrange(90)]
         prompt = (*stem, *(random.randrange(VOCAB) for _ in range(random.randint(1, 12))))
+        if len(prompt) > BLOCK and number % 4 == 0:
+            prompt = prompt[: len(prompt) // BLOCK * BLOCK]
         sparse: dict[str, Any] = {
             "keep_ratio": random.choice((0.3, 0.3, 0.6)),
             "min_blocks": 1,
@@ -133,7 +135,9 @@ class Simulation:
     def _check_waits(self, forward: Forward[Place[Sequence]]) -> None:
         """A running sequence is served soon, whatever the others want."""
         served = {place.sequence for place, _ in forward.actions}
-        running = [place.sequence for place in self.scheduler._running]
+        running = list(self.scheduler.running)
+        order = [s.request_id for s in (*running, *self.scheduler.waiting)]
+        assert order == sorted(order), "a sequence was overtaken"
         prefills = [s for s in running if s.next_action().prefill]
         for sequence in running:
             queues = sequence in prefills[1:]
