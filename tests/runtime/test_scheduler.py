@@ -137,6 +137,7 @@ def test_the_youngest_is_preempted_waits_first_and_catches_up() -> None:
     while not plan.idle:
         order = [s.name for s in plan.running] + [s.name for s in plan.waiting]
         assert order == sorted(order), "someone was overtaken"
+        assert all(sequence.window.cached == 0 for sequence in plan.waiting)
         forward = step(plan)
         served.append(names(forward))
         replayed += sum(action.replay for _, action in forward.actions)
