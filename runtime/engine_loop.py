@@ -26,7 +26,8 @@ class EngineLoop:
         self._session = session
         self._handles: dict[int, RequestHandle] = {}
         self._deadlines: list[tuple[float, int]] = []
-        self._inbox: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._stopping = False
         self._closed = False
         self._closing = threading.Lock()
         self._metrics = session.metrics()
@@ -53,31 +54,26 @@ class EngineLoop:
         """Finish what is under way, then stop the thread."""
         with self._closing:
             self._closed = True
-            self._inbox.put(None)
+            self._inbox.put(self._stop)
         self._thread.join()
 
     def _run(self) -> None:
-        closing = False
-        while not (closing and self._session.idle):
-            while not self._inbox.empty() or (self._session.idle and not closing):
-                message = self._inbox.get()
-                if message is None:
-                    closing = True
-                else:
-                    message()
-                    self._metrics = self._session.metrics()
-            self._expire()
-            if not self._session.idle:
-                self._step()
+        while not (self._stopping and self._session.idle):
+            try:
+                self._take_messages()
+                self._expire()
+                if not self._session.idle:
+                    self._publish(self._session.step())
+            except Exception as error:
+                self._fail(error)
 
-    def _step(self) -> None:
-        try:
-            moved = self._session.step()
-            self._metrics = self._session.metrics()
-            self._publish(moved)
-        except Exception as error:
-            self._fail(error)
-            self._metrics = self._session.metrics()
+    def _take_messages(self) -> None:
+        """All that are there; while there is nothing to do, wait for one."""
+        while not self._inbox.empty() or (self._session.idle and not self._stopping):
+            self._inbox.get()()
+
+    def _stop(self) -> None:
+        self._stopping = True
 
     def _start(self, handle: RequestHandle, deadline: float | None) -> None:
         self._handles[handle.request_id] = handle
@@ -85,20 +81,23 @@ class EngineLoop:
             heapq.heappush(self._deadlines, (deadline, handle.request_id))
         for sequence in handle.sequences:
             self._session.submit(sequence)
+        self._metrics = self._session.metrics()
 
     def _expire(self) -> None:
         while self._deadlines and self._deadlines[0][0] <= time.monotonic():
             _, request_id = heapq.heappop(self._deadlines)
             self._end(request_id, "timeout")
-            self._metrics = self._session.metrics()
 
     def _end(self, request_id: int, reason: str) -> None:
         handle = self._handles.pop(request_id, None)
         if handle is not None:
             self._session.end(request_id, reason)
+            self._metrics = self._session.metrics()
             handle.publish()
 
     def _publish(self, moved: list[Sequence]) -> None:
+        # Before anyone can see an output, so that counts are never behind it.
+        self._metrics = self._session.metrics()
         for request_id in dict.fromkeys(sequence.request_id for sequence in moved):
             handle = self._handles[request_id]
             handle.publish()
@@ -107,9 +106,11 @@ class EngineLoop:
 
     def _fail(self, error: Exception) -> None:
         """A forward failed: every request under way gets the error; later ones start afresh."""
-        for request_id, handle in self._handles.items():
+        failed, self._handles = self._handles, {}
+        for request_id in failed:
             self._session.end(request_id, "error")
-            handle.fail(error)
-        self._handles.clear()
         # What the failed forward left in the cache is not known.
         self._session.forget_blocks()
+        self._metrics = self._session.metrics()
+        for handle in failed.values():
+            handle.fail(error)

@@ -7,36 +7,30 @@ from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, overload
+from typing import Any, overload
 
-import torch
 from typing_extensions import Self
 
-from trt_resa.config import (
-    KvCacheConfig,
-    RectifyMode,
-    SchedulerConfig,
-    SparseAttentionConfig,
-)
-from trt_resa.contract import max_logit_rows
-from trt_resa.engine_dir import EngineConfig, EngineDirectory
+from trt_resa.config import KvCacheConfig, RectifyMode, SchedulerConfig, SparseAttentionConfig
+from trt_resa.engine_dir import EngineDirectory
 from trt_resa.errors import ConfigError, RequestError
 from trt_resa.runtime.engine_loop import EngineLoop
-from trt_resa.runtime.executors.base import Limits
 from trt_resa.runtime.executors.choose import ExecutorChoice, make_executor
+from trt_resa.runtime.llm_config import (
+    given_config,
+    llm_device,
+    llm_limits,
+    llm_sparse_config,
+)
 from trt_resa.runtime.metrics import Metrics
 from trt_resa.runtime.outputs import RequestOutput
-from trt_resa.runtime.request_config import request_config
+from trt_resa.runtime.request_config import SparseChanges, request_config
 from trt_resa.runtime.request_handle import RequestHandle
 from trt_resa.runtime.sequence import Sequence
 from trt_resa.runtime.session import Session
 from trt_resa.runtime.tokenizer import TextTokenizer
 from trt_resa.sampling_params import SamplingParams
-from trt_resa.validation import parse, replace
 
-C = TypeVar("C")
-#: Changes to the settings of sparse attention: all of them, or those that differ by name.
-SparseChanges = SparseAttentionConfig | Mapping[str, Any]
 #: A text, or the token ids of one.
 Prompt = str | SequenceOf[int]
 
@@ -66,8 +60,8 @@ class LLM:
         dtype: str | None = None,
     ) -> None:
         engine = EngineDirectory(model)
-        self.sparse_attention_config = _sparse_config(engine.config, sparse_attention_config)
-        self.limits = _limits(engine.config, max_batch_size, max_seq_len, max_num_tokens)
+        self.sparse_attention_config = llm_sparse_config(engine.config, sparse_attention_config)
+        self.limits = llm_limits(engine.config, max_batch_size, max_seq_len, max_num_tokens)
         if self.sparse_attention_config.rectify_interval > self.limits.max_num_tokens:
             raise ConfigError(
                 f"rectify_interval {self.sparse_attention_config.rectify_interval} exceeds "
@@ -75,8 +69,8 @@ class LLM:
             )
         self.tokenizer = TextTokenizer.load(engine.path)
         self.model_config = engine.config.pretrained_config
-        self.device = _device(device)
-        kv_cache = _config(KvCacheConfig, kv_cache_config, "kv_cache_config")
+        self.device = llm_device(device)
+        kv_cache = given_config(KvCacheConfig, kv_cache_config, "kv_cache_config")
         self._executor = make_executor(
             executor,
             engine,
@@ -91,7 +85,7 @@ class LLM:
             self.limits,
             self.sparse_attention_config,
             kv_cache,
-            _config(SchedulerConfig, scheduler_config, "scheduler_config"),
+            given_config(SchedulerConfig, scheduler_config, "scheduler_config"),
         )
         self._loop = EngineLoop(self._session)
         self._ids = itertools.count()
@@ -145,9 +139,14 @@ class LLM:
             self._handle(prompt, param, False, sparse)
             for prompt, param in zip(many, params, strict=True)
         ]
-        for handle in handles:
-            self._loop.submit(handle)
-        results = [handle.result() for handle in handles]
+        try:
+            for handle in handles:
+                self._loop.submit(handle)
+            results = [handle.result() for handle in handles]
+        except BaseException:  # an interrupt too: nobody waits for these any more
+            for handle in handles:
+                handle.cancel()
+            raise
         return results[0] if single else results
 
     def generate_async(
@@ -254,70 +253,3 @@ class LLM:
                 "stop strings need a tokenizer, and the engine directory holds none; use "
                 "stop_token_ids"
             )
-
-
-def _sparse_config(engine: EngineConfig, changes: SparseChanges | None) -> SparseAttentionConfig:
-    built = engine.sparse_attention_config
-    if isinstance(changes, SparseAttentionConfig):
-        config = changes
-    else:
-        config = replace(built, changes or {}, "sparse_attention_config")
-    if config.block_size != built.block_size:
-        raise ConfigError(
-            f"block_size {config.block_size} differs from the engine's {built.block_size}, which "
-            "is fixed when it is built"
-        )
-    rows = max_logit_rows(engine.build_config.max_batch_size, built.rectify_interval)
-    if config.rectify_interval > rows:
-        raise ConfigError(
-            f"rectify_interval {config.rectify_interval} exceeds the {rows} logit rows that the "
-            "engine was built for; lower it or build with a larger --rectify_interval"
-        )
-    return config
-
-
-def _limits(
-    engine: EngineConfig,
-    max_batch_size: int | None,
-    max_seq_len: int | None,
-    max_num_tokens: int | None,
-) -> Limits:
-    """The engine's limits, lowered by what was given."""
-    build = engine.build_config
-
-    def lowered(name: str, given: int | None, built: int) -> int:
-        if given is None:
-            return built
-        if not 1 <= given <= built:
-            raise ConfigError(f"{name} {given} must be from 1 to the engine's {built}")
-        return given
-
-    length = build.max_seq_len or engine.pretrained_config.max_position_embeddings
-    seq_len = lowered("max_seq_len", max_seq_len, length)
-    batch = lowered("max_batch_size", max_batch_size, build.max_batch_size)
-    tokens = lowered("max_num_tokens", max_num_tokens, build.max_num_tokens)
-    if batch > tokens:
-        raise ConfigError(f"max_batch_size {batch} exceeds max_num_tokens {tokens}; lower it")
-    return Limits(
-        max_batch_size=batch,
-        max_seq_len=seq_len,
-        max_input_len=min(build.max_input_len or seq_len, seq_len),
-        max_num_tokens=tokens,
-        max_logit_rows=max_logit_rows(
-            build.max_batch_size, engine.sparse_attention_config.rectify_interval
-        ),
-    )
-
-
-def _config(cls: type[C], given: C | Mapping[str, Any] | None, where: str) -> C:
-    return given if isinstance(given, cls) else parse(cls, given or {}, where)  # type: ignore[arg-type]
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in ("cpu", "cuda"):
-        raise ConfigError(f"device {name!r} is not one of auto, cpu, cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device 'cuda' was asked for and PyTorch sees no GPU; use 'cpu'")
-    return torch.device(name)

@@ -9,10 +9,13 @@ from trt_resa.config import RectifyMode, SparseAttentionConfig
 from trt_resa.errors import RequestError
 from trt_resa.validation import replace
 
+#: Changes to the settings of sparse attention: all of them, or those that differ by name.
+SparseChanges = SparseAttentionConfig | Mapping[str, Any]
+
 
 def request_config(
     own: SparseAttentionConfig,
-    changes: SparseAttentionConfig | Mapping[str, Any] | None,
+    changes: SparseChanges | None,
     mode: RectifyMode | None,
     max_interval: int,
 ) -> SparseAttentionConfig:

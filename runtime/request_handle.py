@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import Any
 
@@ -44,14 +45,20 @@ class RequestHandle:
 
     def result(self, timeout: float | None = None) -> RequestOutput:
         """The finished output; TimeoutError after ``timeout`` seconds, the request going on."""
+        deadline = None if timeout is None else time.monotonic() + timeout
         while self._last is None or not self._last.finished:
-            self._last = self._news.take(timeout)
+            left = None if deadline is None else deadline - time.monotonic()
+            output = self._news.take(left)
+            if output is None:
+                raise TimeoutError(f"request {self.request_id} is not done after {timeout} s")
+            self._last = output
         return self._last
 
     def __iter__(self) -> Iterator[RequestOutput]:
         try:
             while self._last is None or not self._last.finished:
-                self._last = self._news.take(None)
+                self._last = self._news.take()
+                assert self._last is not None
                 yield self._last
         finally:
             self._leave()
@@ -98,7 +105,10 @@ class RequestHandle:
 
 
 class _News:
-    """The newest output that nobody has taken yet, and who waits for one."""
+    """The newest output that nobody has taken yet, and who waits for one.
+
+    The last one, or an error, stays for whoever asks later.
+    """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -116,11 +126,11 @@ class _News:
             self._error = error
             self._wake()
 
-    def take(self, timeout: float | None) -> RequestOutput:
+    def take(self, timeout: float | None = None) -> RequestOutput | None:
+        """None when there is nothing after ``timeout`` seconds."""
         with self._changed:
-            if not self._changed.wait_for(self._is_there, timeout):
-                raise TimeoutError(f"the request is not done after {timeout} s")
-            return self._taken()
+            there = self._changed.wait_for(self._is_there, timeout)
+            return self._taken() if there else None
 
     async def take_async(self) -> RequestOutput:
         loop = asyncio.get_running_loop()
@@ -136,10 +146,12 @@ class _News:
         return self._output is not None or self._error is not None
 
     def _taken(self) -> RequestOutput:
-        output, self._output = self._output, None
-        if output is None:
-            assert self._error is not None
+        if self._error is not None:
             raise self._error
+        output = self._output
+        assert output is not None
+        if not output.finished:
+            self._output = None
         return output
 
     def _wake(self) -> None:

@@ -75,6 +75,42 @@ def test_64_streams_take_no_threads(llm: LLM) -> None:
     assert {len(tokens) for tokens in streamed} == {6}
 
 
+def test_the_last_output_is_for_everyone_who_waits(llm: LLM) -> None:
+    handle = llm.generate_async(PROMPT, params(20), streaming=True)
+
+    async def several() -> list[list[int]]:
+        outputs = await asyncio.gather(handle, handle, handle)
+        return [output.outputs[0].token_ids for output in outputs]
+
+    first, *others = asyncio.run(several())
+    assert len(first) == 20
+    assert others == [first, first]
+    assert handle.result(0).outputs[0].token_ids == first
+    assert [output.finished for output in handle] == []
+
+
+def test_the_time_of_a_result_is_that_of_all_its_pieces(llm: LLM) -> None:
+    """A piece comes every few milliseconds, and none of them starts the clock anew."""
+    handle = llm.generate_async(PROMPT, params(400), streaming=True)
+    with pytest.raises(TimeoutError, match=r"request \d+ is not done after 0.1 s"):
+        handle.result(timeout=0.1)
+    handle.cancel()
+
+
+def test_an_interrupt_cancels_what_generate_waits_for(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(handle: RequestHandle) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RequestHandle, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate([PROMPT] * 3, params(400))
+    wait_until_idle(llm)
+    assert llm.metrics().generated_tokens < 3 * 400
+
+
 def test_pieces_that_nobody_took_become_one(llm: LLM) -> None:
     handle = llm.generate_async(PROMPT, params(30), streaming=True)
     wait_until_idle(llm)
