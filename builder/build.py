@@ -99,11 +99,9 @@ def build_plan(
 ) -> EngineDirectory:
     """``build`` from a plan already made.
 
-    ``share_layers``: segment 1 stands for every segment but the first and the last, as hard links;
-    for TensorRT-RTX engines of random weights, whose layers differ in nothing but names.
+    ``share_layers``: segment 1 stands for every segment but the first and the last; for random
+    weights, whose layers differ in nothing but names.
     """
-    if share_layers and planned.build.executors != ("tensorrt_rtx",):
-        raise ValueError("layers can be shared in engines of TensorRT-RTX alone")
     loader = WeightLoader(planned.checkpoint, planned.description, planned.build)
     writers = _writers(planned, compute_capabilities, profiling_verbosity)
     write_decoder = None
@@ -113,18 +111,19 @@ def build_plan(
     segments = planned.network.segments()
     with under_construction(output_dir, overwrite) as work:
         _check_space(work, planned)
+        weights: dict[str, torch.Tensor] = {}
         for index, segment in enumerate(segments if writers else ()):
             start = time.perf_counter()
             if share_layers and 1 < index < len(segments) - 1:
-                files = [work / segment_engine(index)]
-                files[0].hardlink_to(work / segment_engine(1))
+                files = _copies(planned, work, index, weights)
             else:
+                weights = {}  # makes room for the next ones
                 weights = loader.load(segment.weights)
                 files = [write(work, index, weights) for write in writers]
-                del weights
             seconds = time.perf_counter() - start
             num_bytes = sum(file.stat().st_size for file in files)
             progress(BuiltSegment(index, len(segments), num_bytes, seconds))
+        weights = {}
         of_attention = [
             weight for node in planned.network.attention_nodes for weight in node.weights.values()
         ]
@@ -185,6 +184,25 @@ def _save(weights: Mapping[str, torch.Tensor], path: Path) -> Path:
     safetensors.torch.save_file(dict(weights), path)
     path.chmod(0o644)  # safetensors writes files that their owner alone can read
     return path
+
+
+def _copies(
+    planned: Plan, work: Path, index: int, weights: Mapping[str, torch.Tensor]
+) -> list[Path]:
+    """Segment ``index`` out of segment 1, whose weights are given.
+
+    An engine is a hard link, since tensors are bound by their order; a file of weights has names.
+    """
+    files = []
+    if "tensorrt_rtx" in planned.build.executors:
+        files.append(work / segment_engine(index))
+        files[-1].hardlink_to(work / segment_engine(1))
+    if "torch" in planned.build.executors:
+        segment = planned.network.segments()[index]
+        names = [weight.name for weight in segment.weights]
+        renamed = dict(zip(names, weights.values(), strict=True))
+        files.append(_write_weights(work, index, renamed))
+    return files
 
 
 def _check_space(work: Path, planned: Plan) -> None:

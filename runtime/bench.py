@@ -19,11 +19,12 @@ from trt_resa.config import KvCacheConfig, SparseAttentionConfig
 from trt_resa.contract import Phase, Step, max_logit_rows
 from trt_resa.engine_dir import EngineDirectory
 from trt_resa.runtime.bench_baseline import sdpa_ms
-from trt_resa.runtime.bench_gaps import replay_gaps
+from trt_resa.runtime.bench_gaps import profile_replay
 from trt_resa.runtime.bench_points import Point
 from trt_resa.runtime.bench_results import LoopTimes, Parts, PointResult
 from trt_resa.runtime.executors.base import Limits
 from trt_resa.runtime.executors.buckets import ForwardShape
+from trt_resa.runtime.executors.engine_loading import Linears
 from trt_resa.runtime.executors.forward_program import ForwardProgram
 from trt_resa.runtime.executors.rtx_executor import ALL_PARTS, SEGMENTS, RtxExecutor
 
@@ -43,6 +44,7 @@ class Bench:
     def __init__(
         self,
         engine: EngineDirectory,
+        linears: Linears,
         sparse: SparseAttentionConfig,
         kv_cache: KvCacheConfig,
         points: list[Point],
@@ -63,7 +65,7 @@ class Bench:
             max_tokens=most * sparse.block_size,
         )
         self.sparse = sparse
-        self.executor = RtxExecutor(engine, sparse, cache, limits, torch.device("cuda"))
+        self.executor = RtxExecutor(engine, sparse, cache, limits, torch.device("cuda"), linears)
         _fill(self.executor)
         order = np.random.default_rng(0).permutation(self.executor.num_blocks)
         self._order = order.astype(np.int32)
@@ -90,9 +92,10 @@ class Bench:
             parts[name] = self._parts(shape)
         sparse = steps.samples(executor)["sparse step"][1]
         executor.submit(sparse)
-        gaps = replay_gaps(executor.program(executor.buckets.shape_of(sparse)), executor.stream)
+        program = executor.program(executor.buckets.shape_of(sparse))
+        profile = profile_replay(program, executor.stream)
         sdpa = sdpa_ms(executor.model, executor.dtype, point.batch, point.context)
-        return PointResult(point.batch, point.context, loops, parts, sdpa, gaps)
+        return PointResult(point.batch, point.context, loops, parts, sdpa, profile)
 
     def _loop(self, loop: Iterator[tuple[str, Step]]) -> LoopTimes:
         """Time of each forward between the ends of its predecessor and its own, on the GPU."""

@@ -8,8 +8,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import torch
@@ -20,18 +21,31 @@ from trt_resa.cli_options import given, options_of
 from trt_resa.config import KvCacheConfig, SparseAttentionConfig
 from trt_resa.engine_dir import EngineDirectory
 from trt_resa.errors import ConfigError
+from trt_resa.kernels import load_library
 from trt_resa.runtime import bench_report
 from trt_resa.runtime.bench_points import Point, parse_points
 from trt_resa.runtime.bench_results import PointResult
+from trt_resa.runtime.executors.engine_loading import Linears, choose_linears
 from trt_resa.validation import parse, replace
 
 KV_CACHE_PREFIX = "kv_cache_"
 _DEFAULT_POINTS = "1x32K,1x64K,1x128K"
 
-#: Builds an engine directory of random weights of a named shape: (name, directory, longest
-#: context, largest batch, dtype, quantization, settings). The command is given one, since the
-#: runtime knows no builder.
-BuildShape = Callable[[str, Path, int, int, str, str, SparseAttentionConfig], EngineDirectory]
+
+@dataclass(frozen=True)
+class ShapeBuild:
+    """How to build a random engine: its limits, its types, and what will run its segments."""
+
+    max_seq_len: int
+    max_batch_size: int
+    dtype: str
+    quantization: str
+    linears: Linears
+
+
+#: Builds an engine directory of random weights: (shape, directory, how, settings). The command is
+#: given one, since the runtime knows no builder.
+BuildShape = Callable[[str, Path, ShapeBuild, SparseAttentionConfig], EngineDirectory]
 
 
 def make_command(build_shape: BuildShape, shapes: list[str]) -> click.Command:
@@ -48,6 +62,8 @@ def make_command(build_shape: BuildShape, shapes: list[str]) -> click.Command:
                   show_default=True, help="with --shape")  # fmt: skip
     @click.option("--quantization", type=click.Choice(["none", "w4a16"]), default="w4a16",
                   show_default=True, help="with --shape")  # fmt: skip
+    @click.option("--linears", type=click.Choice(get_args(Linears)), default="auto",
+                  show_default=True, help="what runs the segments")  # fmt: skip
     @click.option("--points", default=_DEFAULT_POINTS, show_default=True,
                   help="batch x context of each measurement, as 8x64K; K is 1,024")  # fmt: skip
     @click.option("--output", type=click.Path(path_type=Path), help="write JSON to this file")
@@ -59,6 +75,7 @@ def make_command(build_shape: BuildShape, shapes: list[str]) -> click.Command:
         shape: str | None,
         dtype: str,
         quantization: str,
+        linears: Linears,
         points: str,
         output: Path | None,
         plot: Path | None,
@@ -90,10 +107,11 @@ def make_command(build_shape: BuildShape, shapes: list[str]) -> click.Command:
                 batch = max(point.batch for point in wanted)
                 target = Path(work) / shape
                 with _timed("built"):
-                    engine = build_shape(shape, target, longest, batch, dtype, quantization, sparse)
+                    build = ShapeBuild(longest, batch, dtype, quantization, linears)
+                    engine = build_shape(shape, target, build, sparse)
             sparse = replace(engine.config.sparse_attention_config, changes, "flags")
             name = shape or engine.path.name
-            _run(name, engine, sparse, cache, wanted, output, plot)
+            _run(name, engine, linears, sparse, cache, wanted, output, plot)
 
     return bench
 
@@ -108,13 +126,13 @@ def _timed(what: str) -> Iterator[None]:
 def _run(
     name: str,
     engine: EngineDirectory,
+    linears: Linears,
     sparse: SparseAttentionConfig,
     cache: KvCacheConfig,
     points: list[Point],
     output: Path | None,
     plot: Path | None,
 ) -> None:
-    from trt_resa.rtx import VERSION
     from trt_resa.runtime.bench import Bench
 
     console = Console(stderr=True)
@@ -122,7 +140,7 @@ def _run(
     with Progress(console=console) as progress:
         task = progress.add_task("loading", total=len(points))
         with _timed("loaded"):
-            bench = Bench(engine, sparse, cache, points)
+            bench = Bench(engine, linears, sparse, cache, points)
         for point in points:
             progress.update(task, description=str(point))
             if bench.fits(point):
@@ -134,7 +152,9 @@ def _run(
     facts = {
         "model": name,
         "gpu": torch.cuda.get_device_name(),
-        "tensorrt_rtx": VERSION,
+        "linears": choose_linears(linears, engine),
+        "tensorrt": engine.config.build_info.tensorrt_version,
+        "kernel_library": load_library().version,
         "torch": torch.__version__,
         "dtype": build.dtype,
         "quantization": build.quantization,
@@ -143,7 +163,10 @@ def _run(
         "rectify_interval": sparse.rectify_interval,
         "command": shlex.join(["trt-resa", *sys.argv[1:]]),
     }
-    title = f"{name}, {facts['gpu']}, {build.dtype}, {build.quantization}: ms per token"
+    title = (
+        f"{name}, {facts['gpu']}, {build.dtype}, {build.quantization}, linears "
+        f"{facts['linears']}: ms per token"
+    )
     Console(width=120).print(bench_report.table(results, title))
     if output is not None:
         bench_report.write_json(output, facts, results)

@@ -36,7 +36,7 @@ def table(results: Sequence[PointResult], title: str) -> Table:
             f"{loop.p50_ms['sparse step']:.2f}",
             f"{loop.p50_ms['window']:.2f}",
             f"{result.parts['sparse step'].accounted:.1%}",
-            "-" if result.gaps is None else f"{result.gaps:.1%}",
+            "-" if result.profile is None else f"{result.profile.gaps:.1%}",
         )
     return found
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+
+from trt_resa.runtime.bench_gaps import StepProfile
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class PointResult:
     """``loops`` by mode, ``parts`` by kind of forward.
 
     ``sdpa_ms``: attention of one dense decode step over all layers, by backend of PyTorch's SDPA.
-    ``gaps``: share of a sparse step in which no kernel runs.
+    ``profile``: of a sparse step.
     """
 
     batch: int
@@ -78,7 +80,7 @@ class PointResult:
     loops: Mapping[str, LoopTimes]
     parts: Mapping[str, Parts]
     sdpa_ms: Mapping[str, float] = field(default_factory=dict)
-    gaps: float | None = None
+    profile: StepProfile | None = None
 
     @property
     def dense_ms(self) -> float:
@@ -125,7 +127,7 @@ class PointResult:
                 }
                 for name, parts in self.parts.items()
             },
-            "gaps": self.gaps,
+            "sparse_step_profile": None if self.profile is None else asdict(self.profile),
         }
 
 

@@ -20,26 +20,20 @@ from trt_resa.validation import parse
 _CHUNK = 2048
 
 
-def _build_shape(
-    name: str,
-    path: Path,
-    max_seq_len: int,
-    max_batch_size: int,
-    dtype: str,
-    quantization: str,
-    sparse: SparseAttentionConfig,
-) -> EngineDirectory:
+def _build_shape(name: str, path: Path, how: Any, sparse: SparseAttentionConfig) -> EngineDirectory:
+    """``how`` is a ``ShapeBuild`` of the runtime; what it will run is all that is built."""
+    engines = how.linears == "tensorrt" or (how.linears == "auto" and how.quantization == "none")
     values: dict[str, Any] = {
-        "dtype": dtype,
-        "quantization": quantization,
-        "executors": ("tensorrt_rtx",),
-        "max_batch_size": max_batch_size,
-        "max_seq_len": max_seq_len,
-        "max_num_tokens": max(_CHUNK, max_batch_size * sparse.rectify_interval),
+        "dtype": how.dtype,
+        "quantization": how.quantization,
+        "executors": ("tensorrt_rtx",) if engines else ("torch",),
+        "max_batch_size": how.max_batch_size,
+        "max_seq_len": how.max_seq_len,
+        "max_num_tokens": max(_CHUNK, how.max_batch_size * sparse.rectify_interval),
     }
     build = parse(BuildConfig, values, "bench")
     builder = importlib.import_module("trt_resa.builder.random_engine")
-    model = shape(name, max_seq_len)
+    model = shape(name, how.max_seq_len)
     engine: EngineDirectory = builder.build_random(
         name, model, path, build, sparse, share_layers=True
     )

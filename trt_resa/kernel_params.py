@@ -161,6 +161,30 @@ class SparseStepParams(KernelParams):
     )
 
 
+class Int4LinearParams(KernelParams):
+    """``trt_resa_int4_linear_params``; shapes stand in ``trt_resa/int4_linear.h``."""
+
+    kernel = "int4_linear"
+    _fields_ = _layout(
+        pointers="x weight scales bias residual out",
+        extents="num_rows in_columns out_columns swiglu dtype",
+    )
+
+
+class Int4UnpackParams(KernelParams):
+    """``trt_resa_int4_unpack_params``; shapes stand in ``trt_resa/int4_unpack.h``."""
+
+    kernel = "int4_unpack"
+    _fields_ = _layout(pointers="weight scales out", extents="in_columns out_columns swiglu dtype")
+
+
+class RmsNormParams(KernelParams):
+    """``trt_resa_rms_norm_params``; shapes stand in ``trt_resa/rms_norm.h``."""
+
+    kernel = "rms_norm"
+    _fields_ = _layout(pointers="x weight out", extents="num_rows columns dtype", floats="eps")
+
+
 KERNELS: tuple[type[KernelParams], ...] = (
     KvAppendParams,
     DenseAttentionParams,
@@ -168,4 +192,7 @@ KERNELS: tuple[type[KernelParams], ...] = (
     BlockSelectParams,
     SparseDecodeParams,
     SparseStepParams,
+    Int4LinearParams,
+    Int4UnpackParams,
+    RmsNormParams,
 )

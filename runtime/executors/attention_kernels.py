@@ -21,7 +21,6 @@ from trt_resa.contract import (
 )
 from trt_resa.kernel_params import (
     DenseAttentionParams,
-    KernelDtype,
     KernelParams,
     KvAppendParams,
     SparseStepParams,
@@ -30,6 +29,7 @@ from trt_resa.kernels import KernelLibrary
 from trt_resa.model_config import ModelConfig
 from trt_resa.rope import inverse_frequencies
 from trt_resa.runtime.executors.buckets import ForwardShape
+from trt_resa.runtime.executors.int4_linear import kernel_dtype
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class AttentionKernels:
         self._library, self._model, self._sparse = library, model, sparse
         self._inputs, self._norms = inputs, norms
         device, dtype = cache.kv[0].device, cache.kv[0].dtype
-        self._dtype = KernelDtype[str(dtype).removeprefix("torch.").upper()]
+        self._dtype = kernel_dtype(dtype)
         inv_freq, self._rope_scale = inverse_frequencies(model.rope)
         self._inv_freq = inv_freq.to(device)
         self._q = torch.empty(max_rows, model.attention_size, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""The ``tensorrt_rtx`` executor: segment engines and attention kernels in turn, on one stream.
+"""The ``tensorrt_rtx`` executor: segments and attention kernels in turn, on one stream.
 
 A sparse step, from token ids to sampled tokens, is one CUDA graph per batch bucket; so are dense
 decoding and the dense pass of a window. Prefill chunks are launched one by one.
@@ -23,7 +23,7 @@ from trt_resa.runtime.executors.activations import Activations
 from trt_resa.runtime.executors.attention_kernels import AttentionKernels, Cache
 from trt_resa.runtime.executors.base import Limits
 from trt_resa.runtime.executors.buckets import Buckets, ForwardShape, bucket_sizes
-from trt_resa.runtime.executors.engine_loading import attention_weights, load_segments
+from trt_resa.runtime.executors.engine_loading import Linears, attention_weights, load_segments
 from trt_resa.runtime.executors.forward_program import ForwardProgram, Launch
 from trt_resa.runtime.executors.step_inputs import StepInputs
 from trt_resa.runtime.memory import cache_blocks
@@ -37,6 +37,7 @@ ALL_PARTS = (SEGMENTS, *(params.kernel for params in KERNELS))
 class RtxExecutor:
     """Holds the engines, the cache of every layer, and a program per shape of forward.
 
+    ``linears``: what runs the segments, engines of TensorRT-RTX or kernels (``engine_loading``).
     ``graphs`` False launches everything one by one, for comparison. Raises EngineError when the
     engines or the kernels cannot run on this machine, RequestError when no cache fits.
     """
@@ -48,6 +49,7 @@ class RtxExecutor:
         kv_cache: KvCacheConfig,
         limits: Limits,
         device: torch.device,
+        linears: Linears = "auto",
         graphs: bool = True,
     ) -> None:
         self.model = engine.config.pretrained_config
@@ -60,7 +62,7 @@ class RtxExecutor:
         )
         self.buckets = Buckets(limits, min(few, build.max_num_tokens, limits.max_num_tokens))
         self._library = load_library()
-        self._segments = load_segments(engine, device)
+        self._segments = load_segments(engine, linears, device)
         self.stream = torch.cuda.Stream(device)
         self._inputs = StepInputs(limits, num_blocks(limits.max_seq_len, sparse.block_size), device)
         specs = value_specs(engine.network, self.model, build.dtype)

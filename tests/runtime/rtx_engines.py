@@ -15,6 +15,7 @@ from trt_resa.config import BuildConfig, KvCacheConfig, SparseAttentionConfig
 from trt_resa.contract import Phase, Step, max_logit_rows
 from trt_resa.engine_dir import EngineDirectory
 from trt_resa.runtime.executors.base import Executor, Limits
+from trt_resa.runtime.executors.engine_loading import Linears
 
 SPARSE = SparseAttentionConfig(min_blocks=4, rectify_interval=8, keep_ratio=0.25)
 MAX_SEQ_LEN = 1024
@@ -24,7 +25,7 @@ def build_tiny(path: Path, family: str, **build: Any) -> EngineDirectory:
     config = BuildConfig(
         executors=("tensorrt_rtx", "torch"),
         max_batch_size=4,
-        max_num_tokens=128,
+        max_num_tokens=256,
         max_seq_len=MAX_SEQ_LEN,
         **{"dtype": "float16", **build},
     )
@@ -44,7 +45,10 @@ def limits_of(engine: EngineDirectory, **changes: int) -> Limits:
 
 
 def executors(
-    engine: EngineDirectory, sparse: SparseAttentionConfig = SPARSE, graphs: bool = True
+    engine: EngineDirectory,
+    sparse: SparseAttentionConfig = SPARSE,
+    graphs: bool = True,
+    linears: Linears = "tensorrt",
 ) -> tuple[Executor, Executor]:
     """The engine under test, and the same weights in plain PyTorch on the same GPU."""
     from trt_resa.runtime.executors.rtx_executor import RtxExecutor
@@ -53,7 +57,7 @@ def executors(
     device, limits, cache = torch.device("cuda"), limits_of(engine), KvCacheConfig()
     dtype = getattr(torch, engine.config.build_config.dtype)
     return (
-        RtxExecutor(engine, sparse, cache, limits, device, graphs=graphs),
+        RtxExecutor(engine, sparse, cache, limits, device, linears, graphs),
         TorchExecutor(engine, sparse, cache, limits, device, dtype),
     )
 

@@ -14,7 +14,7 @@ from trt_resa.contract import Phase
 from trt_resa.errors import ConfigError
 from trt_resa.runtime import bench_report
 from trt_resa.runtime.bench import DENSE_TOKENS, WINDOWS, Steps
-from trt_resa.runtime.bench_gaps import gap_share
+from trt_resa.runtime.bench_gaps import gap_share, step_profile
 from trt_resa.runtime.bench_points import Point, parse_points
 from trt_resa.runtime.bench_results import LoopTimes, Parts, PointResult
 from trt_resa.shapes import SHAPES, shape
@@ -121,6 +121,9 @@ def test_time_per_token_counts_windows_once_and_drops_the_first() -> None:
     assert dense.ms_per_token == 2.0
 
 
+EVENTS = [("a", 0.0, 2.0), ("b", 1.0, 3.0), ("a", 5.0, 8.0), ("a", 9.0, 10.0)]
+
+
 def results() -> list[PointResult]:
     dense = LoopTimes.of([("dense decode", 10.0)] * 8)
     fused = LoopTimes.of(([("sparse step", 4.0)] * 7 + [("window", 12.0)]) * 2)
@@ -129,7 +132,14 @@ def results() -> list[PointResult]:
         "dense decode": Parts(10.0, 2.5, {"kv_append": 0.2, "dense_attention": 7.0}),
     }
     return [
-        PointResult(1, context, {"dense": dense, "fused": fused}, parts, {"cudnn": 6.0}, 0.01)
+        PointResult(
+            1,
+            context,
+            {"dense": dense, "fused": fused},
+            parts,
+            {"cudnn": 6.0},
+            step_profile(EVENTS),
+        )
         for context in (32768, 131072)
     ]
 
@@ -147,6 +157,11 @@ def test_gaps_are_what_no_kernel_covers() -> None:
     assert gap_share([]) == 0.0
     assert gap_share([(0, 2), (1, 3), (5, 8), (9, 10)]) == pytest.approx(0.3)
     assert gap_share([(0, 10), (2, 3)]) == 0.0
+    found = step_profile(EVENTS)
+    assert found.gaps == pytest.approx(0.3)
+    assert found.busy == pytest.approx(0.8)
+    assert found.kernels == {"a": (3, 6.0), "b": (1, 2.0)}
+    assert step_profile([]).busy == 0.0
 
 
 def test_json_table_and_plot(tmp_path: Path) -> None:
@@ -174,7 +189,7 @@ def test_the_command_on_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert [(point["batch"], point["context"]) for point in found] == [(1, 512), (3, 1024)]
     for point in found:
         assert point["ms_per_token"]["fused"] > 0
-        assert 0 <= point["gaps"] < 1
+        assert 0 <= point["sparse_step_profile"]["gaps"] < 1
     assert set(found[1]["ms_per_token"]) == {"dense", "fused", "fused, windows together"}
     assert plot.is_file()
     assert "1,024" in capsys.readouterr().out

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -24,18 +25,24 @@ CASES = {
     "qwen2": {"dtype": "bfloat16"},
     "qwen3": {},
     "llama-int4": {"quantization": "w4a16"},
+    "qwen2-int4-kernels": {"quantization": "w4a16", "dtype": "bfloat16"},
+    "llama-int4-kernels": {"quantization": "w4a16"},
 }
 #: Relative error of logits; bfloat16 keeps 8 bits of a number.
-ERROR_BOUND = {"float16": 1e-2, "bfloat16": 6e-2}
+ERROR_BOUND = {torch.float16: 1e-2, torch.bfloat16: 6e-2}
+
+
+#: Makes the two executors of ``executors`` for an engine and what runs its segments.
+Make = Callable[..., tuple[Executor, Executor]]
 
 
 @pytest.fixture(scope="module", params=CASES)
-def engine(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> EngineDirectory:
+def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
     name = request.param
     path = tmp_path_factory.mktemp("rtx") / name
-    return build_tiny(path, name.partition("-")[0], **CASES[name])
+    engine = build_tiny(path, name.partition("-")[0], **CASES[name])
+    linears = "kernels" if name.endswith("kernels") else "tensorrt"
+    return functools.partial(executors, engine, linears=linears)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +53,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> EngineDirectory:
 def a_loop(batch: Batch) -> Iterator[Step]:
     """Chunked prefill of two sequences, windows of sparse steps, rectification, verification; a
     third sequence joins, the first leaves."""
-    for start in range(0, 300, 100):
-        yield batch.step(Phase.DENSE, {0: (start, start + 100)})
+    for start, stop in ((0, 200), (200, 300)):
+        yield batch.step(Phase.DENSE, {0: (start, stop)})
     yield batch.step(Phase.DENSE, {1: (0, 60), 2: (0, 45)})
     at = {0: 300, 1: 60, 2: 45}
     for turn in range(20):
@@ -65,11 +72,10 @@ def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
-def test_logits_are_those_of_plain_pytorch(engine: EngineDirectory) -> None:
+def test_logits_are_those_of_plain_pytorch(make: Make) -> None:
     """Everything is attended to, so no near-tie of block scores can part the two."""
-    everything = dataclasses.replace(SPARSE, keep_ratio=1.0)
-    rtx, reference = executors(engine, everything)
-    bound = ERROR_BOUND[engine.config.build_config.dtype]
+    rtx, reference = make(sparse=dataclasses.replace(SPARSE, keep_ratio=1.0))
+    bound = ERROR_BOUND[rtx.dtype]
     batch = Batch(3, rtx.model.vocab_size, rtx.num_blocks)
     for step in a_loop(batch):
         ours, theirs = rtx.forward(step), reference.forward(step)
@@ -78,9 +84,9 @@ def test_logits_are_those_of_plain_pytorch(engine: EngineDirectory) -> None:
         assert error < bound, f"{step.phase} of {step.num_tokens} rows: {error}"
 
 
-def test_a_selection_parts_from_pytorch_only_at_near_ties(engine: EngineDirectory) -> None:
-    rtx, reference = executors(engine)
-    bound = ERROR_BOUND[engine.config.build_config.dtype]
+def test_a_selection_parts_from_pytorch_only_at_near_ties(make: Make) -> None:
+    rtx, reference = make()
+    bound = ERROR_BOUND[rtx.dtype]
     batch = Batch(3, rtx.model.vocab_size, rtx.num_blocks)
     errors = [relative_error(rtx.forward(s), reference.forward(s)) for s in a_loop(batch)]
     assert np.median(errors) < bound, errors
@@ -92,9 +98,9 @@ def same_bits(first: Executor, second: Executor, batch: Batch) -> None:
         assert torch.equal(a.view(torch.int32), b.view(torch.int32))
 
 
-def test_a_replay_gives_the_bits_of_single_launches(engine: EngineDirectory) -> None:
-    graphs, _ = executors(engine)
-    single, _ = executors(engine, graphs=False)
+def test_a_replay_gives_the_bits_of_single_launches(make: Make) -> None:
+    graphs, _ = make()
+    single, _ = make(graphs=False)
     batch = Batch(3, graphs.model.vocab_size, graphs.num_blocks)
     for _ in range(2):  # the second time every graph is there
         same_bits(graphs, single, batch)
@@ -145,8 +151,8 @@ def test_tokens_are_the_argmax_of_the_logits(llama: EngineDirectory) -> None:
 def test_a_forward_beyond_the_limits_is_refused(llama: EngineDirectory) -> None:
     rtx, _ = executors(llama)
     batch = Batch(1, rtx.model.vocab_size, rtx.num_blocks)
-    with pytest.raises(RequestError, match="129 rows was asked for; 1 to 128 fit"):
-        rtx.forward(batch.step(Phase.DENSE, {0: (0, 129)}))
+    with pytest.raises(RequestError, match="257 rows was asked for; 1 to 256 fit"):
+        rtx.forward(batch.step(Phase.DENSE, {0: (0, 257)}))
 
 
 def test_memory_does_not_grow(llama: EngineDirectory) -> None:

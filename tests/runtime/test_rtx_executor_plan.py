@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.builder.networks import network_of, tiny_model
 from trt_resa import LLM
@@ -20,7 +21,7 @@ from trt_resa.runtime.executors.activations import assign_buffers, stages
 from trt_resa.runtime.executors.base import Limits
 from trt_resa.runtime.executors.buckets import Buckets, ForwardShape, bucket, bucket_sizes
 from trt_resa.runtime.executors.choose import choose
-from trt_resa.runtime.executors.engine_loading import load_segments
+from trt_resa.runtime.executors.engine_loading import choose_linears, load_segments
 from trt_resa.values import value_specs
 
 LIMITS = Limits(
@@ -148,7 +149,7 @@ def test_llm_passes_the_choice_on(tiny_engine: Path) -> None:
 
 def test_an_engine_directory_without_engines(tiny_engine: Path) -> None:
     with pytest.raises(EngineError, match=r"built with --executors torch\); build it again"):
-        load_segments(EngineDirectory(tiny_engine), torch.device("cuda"))
+        load_segments(EngineDirectory(tiny_engine), "auto", torch.device("cuda"))
 
 
 def test_engines_of_another_version_are_refused(engines: EngineDirectory) -> None:
@@ -156,7 +157,7 @@ def test_engines_of_another_version_are_refused(engines: EngineDirectory) -> Non
     other = EngineDirectory(engines.path)
     other.config = dataclasses.replace(engines.config, build_info=info)
     with pytest.raises(EngineError, match=r"built with tensorrt_rtx 1\.0\.0\.0 and this is"):
-        load_segments(other, torch.device("cuda"))
+        load_segments(other, "auto", torch.device("cuda"))
 
 
 def test_a_gpu_that_this_tensorrt_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,3 +177,41 @@ def test_a_random_checkpoint_is_a_function_of_its_name(tmp_path: Path) -> None:
         build_random(name, tiny_model(), tmp_path / folder, build, sparse)
         outputs.append((tmp_path / folder / "segment_001.safetensors").read_bytes())
     assert outputs[0] == outputs[1] != outputs[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "auto"),
+    [
+        ({"quantization": "w4a16"}, "kernels"),
+        ({}, "tensorrt"),
+        ({"quantization": "w4a16", "executors": ("tensorrt_rtx",)}, "tensorrt"),
+    ],
+)
+def test_kernels_run_int4_linears_where_their_weights_are(
+    tmp_path: Path, changes: dict[str, object], auto: str
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    values = {"dtype": "float16", "executors": ("torch",), "max_num_tokens": 64, **changes}
+    build = BuildConfig(**values)
+    engine = build_random("tiny", tiny_model(), tmp_path / "e", build, SparseAttentionConfig())
+    assert choose_linears("auto", engine) == auto
+    with pytest.raises(ConfigError, match="linears 'onnx' is not one of auto, tensorrt, kernels"):
+        choose_linears("onnx", engine)
+    other = "tensorrt" if "torch" in build.executors else "kernels"
+    with pytest.raises(EngineError, match=f"holds nothing that linears '{other}' could run"):
+        choose_linears(other, engine)
+
+
+def test_shared_layers_share_their_weights_under_names_of_their_own(tmp_path: Path) -> None:
+    build = BuildConfig(dtype="float16", quantization="w4a16", executors=("torch",))
+    model = tiny_model(num_layers=4)
+    sparse = SparseAttentionConfig()
+    path = build_random("t", model, tmp_path / "e", build, sparse, share_layers=True).path
+    first, third = (load_file(path / f"segment_00{index}.safetensors") for index in (1, 3))
+    assert set(third) == {name.replace("s.1.", "s.3.").replace("s.0.", "s.2.") for name in first}
+    assert torch.equal(first["layers.0.o.qweight"], third["layers.2.o.qweight"])
+    alone = build_random("t", model, tmp_path / "f", build, sparse).path
+    assert torch.equal(
+        first["layers.0.o.scales"],
+        load_file(alone / "segment_001.safetensors")["layers.0.o.scales"],
+    )
