@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 
 from trt_resa.blocks import num_blocks
@@ -84,12 +85,15 @@ class BlockPool:
 
 
 class SequenceCache:
-    """The blocks of one sequence, in order; the first ``shared`` ones come from another."""
+    """The blocks of one sequence, in order; the first ``shared`` ones come from another.
+
+    They are an array of C integers, since every forward copies them into its block table.
+    """
 
     def __init__(self, pool: BlockPool, shared: Sequence[int] = ()) -> None:
         self._pool = pool
         pool.share(shared)
-        self.blocks = list(shared)
+        self.blocks = array("i", shared)
         self._offered = len(shared)
 
     def missing(self, num_tokens: int) -> int:
@@ -98,13 +102,14 @@ class SequenceCache:
 
     def grow(self, num_tokens: int) -> None:
         """Hold at least the blocks of the first ``num_tokens`` tokens."""
-        self.blocks += self._pool.take(self.missing(num_tokens))
+        self.blocks.extend(self._pool.take(self.missing(num_tokens)))
 
     def shrink(self, num_tokens: int) -> None:
         """Hold at most the blocks of the first ``num_tokens`` tokens."""
         kept = num_blocks(num_tokens, self._pool.block_size)
-        self._pool.give_back(self.blocks[kept:])
-        del self.blocks[kept:]
+        if kept < len(self.blocks):
+            self._pool.give_back(self.blocks[kept:])
+            del self.blocks[kept:]
 
     def unoffered(self, exact: int) -> range:
         """Indices of the full blocks among the first ``exact`` tokens that were not offered yet."""
@@ -117,4 +122,4 @@ class SequenceCache:
 
     def release(self) -> None:
         self._pool.give_back(self.blocks)
-        self.blocks = []
+        del self.blocks[:]

@@ -15,14 +15,15 @@ def pack(forward: Forward[Place[Sequence]], block_size: int) -> Step:
     """The step of ``forward``, whose sequences hold the blocks it writes to."""
     ids: list[int] = []
     positions: list[int] = []
-    tables: list[list[int]] = []
+    tables: list[Int32Array] = []
     bounds, kv_lens, logit_rows = [0], list[int](), list[int]()
     for place, action in forward.actions:
         ids += place.sequence.inputs(action)
         positions += range(action.start, action.stop)
         bounds.append(len(ids))
         kv_lens.append(action.stop)
-        tables.append(place.cache.blocks[: num_blocks(action.stop, block_size)])
+        used = num_blocks(action.stop, block_size)
+        tables.append(np.frombuffer(place.cache.blocks, dtype=np.int32, count=used))
         logit_rows += range(len(ids) - action.num_logits, len(ids))
     return Step(
         phase=forward.phase,
@@ -36,7 +37,7 @@ def pack(forward: Forward[Place[Sequence]], block_size: int) -> Step:
     )
 
 
-def block_table(tables: list[list[int]]) -> Int32Array:
+def block_table(tables: list[Int32Array]) -> Int32Array:
     """int32 [B, M] with -1 where a sequence has fewer than M blocks."""
     table = np.full((len(tables), max(map(len, tables))), -1, dtype=np.int32)
     for row, blocks in enumerate(tables):

@@ -46,7 +46,9 @@ class Action:
 
     @property
     def num_logits(self) -> int:
-        return {Rows.NONE: 0, Rows.LAST: 1, Rows.ALL: self.num_rows}[self.logits]
+        if self.logits is Rows.ALL:
+            return self.num_rows
+        return 1 if self.logits is Rows.LAST else 0
 
     @property
     def ends_prompt(self) -> bool:
