@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from trt_resa.cli_options import SPARSE_SECTION, given, options_of, read_yaml
+from trt_resa.cli_options import given, options_of, read_sparse_section
 from trt_resa.config import KvCacheConfig, RectifyMode, SparseAttentionConfig
 from trt_resa.errors import ConfigError, RequestError
 from trt_resa.runtime.executors.choose import ExecutorChoice
@@ -106,13 +106,7 @@ def _read(file: Path) -> str:
 
 
 def _sparse_changes(config: Path | None, flags: dict[str, Any]) -> dict[str, Any]:
-    content = read_yaml(config)
-    unknown = set(content) - {SPARSE_SECTION}
-    if unknown:
-        raise ConfigError(
-            f"--config {config}: unknown key '{min(unknown)}'; allowed keys: {SPARSE_SECTION}"
-        )
-    return {**content.get(SPARSE_SECTION, {}), **given(SparseAttentionConfig, flags)}
+    return {**read_sparse_section(config), **given(SparseAttentionConfig, flags)}
 
 
 def _chat(llm: LLM, text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -15,6 +16,11 @@ class TextTokenizer:
     def __init__(self, directory: Path, backend: Tokenizer) -> None:
         self.backend = backend
         self._directory = directory
+
+    @functools.cached_property
+    def longest_token_bytes(self) -> int:
+        """No token stands for more bytes of a text than this."""
+        return max(len(token.encode()) for token in self.backend.get_vocab())
 
     @classmethod
     def load(cls, directory: Path) -> TextTokenizer | None:

@@ -20,6 +20,7 @@ _COMMANDS = {
     "export-onnx": "trt_resa.builder.onnx_cli:export_onnx",
     "generate": "trt_resa.runtime.cli:generate",
     "inspect": "trt_resa.inspect_cli:inspect",
+    "triton-repo": "trt_resa.runtime.serving.cli:triton_repo",
 }
 
 

@@ -51,6 +51,26 @@ def given(cls: type, flags: Mapping[str, Any], prefix: str = "") -> dict[str, An
     return {name: value for name, value in values.items() if value not in (None, ())}
 
 
+def field_descriptions(cls: type) -> dict[str, str]:
+    """What each field of a configuration dataclass means, by name."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {
+        field.name: _default_and_info(field, hints[field.name])[1]
+        for field in dataclasses.fields(cls)
+    }
+
+
+def read_sparse_section(path: Path | None) -> dict[str, Any]:
+    """The ``sparse_attention_config`` of a ``--config`` file that may hold nothing else."""
+    content = read_yaml(path)
+    unknown = set(content) - {SPARSE_SECTION}
+    if unknown:
+        raise ConfigError(
+            f"--config {path}: unknown key '{min(unknown)}'; allowed keys: {SPARSE_SECTION}"
+        )
+    return dict(content.get(SPARSE_SECTION, {}))
+
+
 def read_yaml(path: Path | None) -> dict[str, Any]:
     """Top-level mapping of a ``--config`` file; empty without one. Raises ConfigError."""
     if path is None:
