@@ -7,6 +7,7 @@ Run on a GPU: ``python benchmarks/bench_int4_linear.py``.
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
 import sys
@@ -100,9 +101,14 @@ def torch_us(n: int, k: int, rows: int) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--rows", nargs="+", type=int, default=list(ROWS))
+    options = parser.parse_args()
     print(f"GPU: {torch.cuda.get_device_name()}, PyTorch {torch.__version__}")
-    for model, linears in MODELS.items():
-        for rows in ROWS:
+    for model in options.models:
+        linears = MODELS[model]
+        for rows in options.rows:
             total, parts = 0.0, []
             for name, n, k, swiglu in linears:
                 time = int4_us(n, k, swiglu, rows)

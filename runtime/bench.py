@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -64,7 +65,7 @@ class Bench:
             free_gpu_memory_fraction=kv_cache.free_gpu_memory_fraction,
             max_tokens=most * sparse.block_size,
         )
-        self.sparse = sparse
+        self.sparse, self._fraction = sparse, kv_cache.free_gpu_memory_fraction
         self.executor = RtxExecutor(engine, sparse, cache, limits, torch.device("cuda"), linears)
         _fill(self.executor)
         order = np.random.default_rng(0).permutation(self.executor.num_blocks)
@@ -82,7 +83,17 @@ class Bench:
         held = self.executor.num_blocks * size * per_token / 1e9
         return f"its KV cache takes {needed:.1f} GB and {held:.1f} GB are there"
 
-    def measure(self, point: Point) -> PointResult:
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of KV cache that would fit into the memory left beside weights and activations."""
+        executor = self.executor
+        cache = sum(t.nbytes for t in (*executor.cache.kv, *executor.cache.summary))
+        free = torch.cuda.mem_get_info()[0] + cache
+        block = cache / executor.num_blocks
+        return int(free * self._fraction / block) * self.sparse.block_size
+
+    def measure(self, point: Point, prefill: bool = False) -> PointResult:
+        """``prefill``: also read a prompt of the point's length, which can take minutes."""
         steps = Steps(point, self._order, self.sparse)
         loops = {name: self._loop(loop) for name, loop in steps.loops().items()}
         # Parts come after the loops: a loop has filled the inputs that they run on.
@@ -94,8 +105,9 @@ class Bench:
         executor.submit(sparse)
         program = executor.program(executor.buckets.shape_of(sparse))
         profile = profile_replay(program, executor.stream)
+        first = self._prefill_s(steps) if prefill else None
         sdpa = sdpa_ms(executor.model, executor.dtype, point.batch, point.context)
-        return PointResult(point.batch, point.context, loops, parts, sdpa, profile)
+        return PointResult(point.batch, point.context, loops, parts, sdpa, profile, first)
 
     def _loop(self, loop: Iterator[tuple[str, Step]]) -> LoopTimes:
         """Time of each forward between the ends of its predecessor and its own, on the GPU."""
@@ -116,6 +128,16 @@ class Bench:
             for (_, before), (kind, end) in itertools.pairwise(ends)
         ]
         return LoopTimes.of(times)
+
+    def _prefill_s(self, steps: Steps) -> float:
+        """Seconds from the first chunk of a prompt to its first token."""
+        start = time.perf_counter()
+        submitted = None
+        for step in steps.prefill(self.executor.limits.max_num_tokens):
+            submitted = self.executor.submit(step)
+        assert submitted is not None
+        submitted.tokens().get()
+        return time.perf_counter() - start
 
     @torch.inference_mode()
     def _parts(self, shape: ForwardShape) -> Parts:
@@ -186,6 +208,12 @@ class Steps:
             for first in range(0, len(members), together):
                 chosen = members[first : first + together]
                 yield "window", self._step(Phase.DENSE, chosen, at, self._interval)
+
+    def prefill(self, chunk: int) -> Iterator[Step]:
+        """The first sequence's prompt, in chunks."""
+        for start in range(0, self._point.context, chunk):
+            stop = min(start + chunk, self._point.context)
+            yield self._step(Phase.DENSE, [0], stop, stop - start)
 
     def _step(
         self, phase: Phase, members: list[int], stop: int, rows: int, late: bool = False

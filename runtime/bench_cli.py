@@ -66,6 +66,8 @@ def make_command(build_shape: BuildShape, shapes: list[str]) -> click.Command:
                   show_default=True, help="what runs the segments")  # fmt: skip
     @click.option("--points", default=_DEFAULT_POINTS, show_default=True,
                   help="batch x context of each measurement, as 8x64K; K is 1,024")  # fmt: skip
+    @click.option("--prefill", is_flag=True,
+                  help="also time the first token, which can take minutes")  # fmt: skip
     @click.option("--output", type=click.Path(path_type=Path), help="write JSON to this file")
     @click.option("--plot", type=click.Path(path_type=Path), help="write a PNG to this file")
     @options_of(SparseAttentionConfig)
@@ -77,6 +79,7 @@ def make_command(build_shape: BuildShape, shapes: list[str]) -> click.Command:
         quantization: str,
         linears: Linears,
         points: str,
+        prefill: bool,
         output: Path | None,
         plot: Path | None,
         **flags: Any,
@@ -111,7 +114,7 @@ def make_command(build_shape: BuildShape, shapes: list[str]) -> click.Command:
                     engine = build_shape(shape, target, build, sparse)
             sparse = replace(engine.config.sparse_attention_config, changes, "flags")
             name = shape or engine.path.name
-            _run(name, engine, linears, sparse, cache, wanted, output, plot)
+            _run(name, engine, linears, sparse, cache, wanted, prefill, output, plot)
 
     return bench
 
@@ -130,6 +133,7 @@ def _run(
     sparse: SparseAttentionConfig,
     cache: KvCacheConfig,
     points: list[Point],
+    prefill: bool,
     output: Path | None,
     plot: Path | None,
 ) -> None:
@@ -141,10 +145,11 @@ def _run(
         task = progress.add_task("loading", total=len(points))
         with _timed("loaded"):
             bench = Bench(engine, linears, sparse, cache, points)
+        most_tokens = bench.most_tokens
         for point in points:
             progress.update(task, description=str(point))
             if bench.fits(point):
-                results.append(bench.measure(point))
+                results.append(bench.measure(point, prefill))
             else:
                 console.print(f"{point} is left out: {bench.shortage(point)}")
             progress.advance(task)
@@ -161,6 +166,7 @@ def _run(
         "layers": model.num_layers,
         "keep_ratio": sparse.keep_ratio,
         "rectify_interval": sparse.rectify_interval,
+        "most_cache_tokens": most_tokens,
         "command": shlex.join(["trt-resa", *sys.argv[1:]]),
     }
     title = (

@@ -18,7 +18,7 @@ def table(results: Sequence[PointResult], title: str) -> Table:
     found = Table(title=title, title_justify="left")
     for column in ("batch", "context", "dense", "best dense", "ReSA", "speedup", "sparse step"):
         found.add_column(column, justify="right")
-    for column in ("window", "accounted", "gaps"):
+    for column in ("window", "accounted", "gaps", "first token"):
         found.add_column(column, justify="right")
     for result in results:
         mode = min(
@@ -37,6 +37,7 @@ def table(results: Sequence[PointResult], title: str) -> Table:
             f"{loop.p50_ms['window']:.2f}",
             f"{result.parts['sparse step'].accounted:.1%}",
             "-" if result.profile is None else f"{result.profile.gaps:.1%}",
+            "-" if result.first_token_s is None else f"{result.first_token_s:.2f} s",
         )
     return found
 

@@ -72,7 +72,8 @@ class PointResult:
     """``loops`` by mode, ``parts`` by kind of forward.
 
     ``sdpa_ms``: attention of one dense decode step over all layers, by backend of PyTorch's SDPA.
-    ``profile``: of a sparse step.
+    ``profile``: of a sparse step. ``first_token_s``: seconds to read one prompt of ``context``
+    tokens and choose a token.
     """
 
     batch: int
@@ -81,6 +82,7 @@ class PointResult:
     parts: Mapping[str, Parts]
     sdpa_ms: Mapping[str, float] = field(default_factory=dict)
     profile: StepProfile | None = None
+    first_token_s: float | None = None
 
     @property
     def dense_ms(self) -> float:
@@ -118,6 +120,7 @@ class PointResult:
                 name: self.speedup(name) for name in self.loops if name != "dense"
             },
             "sdpa_attention_ms": dict(self.sdpa_ms),
+            "first_token_s": self.first_token_s,
             "parts": {
                 name: {
                     "whole_ms": parts.whole_ms,

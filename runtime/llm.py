@@ -16,6 +16,7 @@ from trt_resa.engine_dir import EngineDirectory
 from trt_resa.errors import ConfigError, RequestError
 from trt_resa.runtime.engine_loop import EngineLoop
 from trt_resa.runtime.executors.choose import ExecutorChoice, make_executor
+from trt_resa.runtime.executors.engine_loading import Linears
 from trt_resa.runtime.llm_config import (
     given_config,
     llm_device,
@@ -42,7 +43,8 @@ class LLM:
     the engine and can only be lowered. ``sparse_attention_config``: changes to the engine's own, as
     a SparseAttentionConfig or a mapping of the keys that differ; a request can change them again.
     ``device``: "cpu", "cuda" or "auto". ``dtype`` of the torch executor: float32 on a CPU, the
-    engine's on a GPU, unless given.
+    engine's on a GPU, unless given. ``linears`` of the executor tensorrt_rtx: "tensorrt" for the
+    engines, "kernels" for the kernel library, "auto" for the kernels where they fit.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class LLM:
         model: str | Path,
         *,
         executor: ExecutorChoice = "auto",
+        linears: Linears = "auto",
         kv_cache_config: KvCacheConfig | Mapping[str, Any] | None = None,
         scheduler_config: SchedulerConfig | Mapping[str, Any] | None = None,
         max_batch_size: int | None = None,
@@ -79,6 +82,7 @@ class LLM:
             self.limits,
             self.device,
             dtype,
+            linears,
         )
         self._session = Session(
             self._executor,

@@ -57,45 +57,48 @@ __global__ void __launch_bounds__(32 * kWarps)
 #pragma unroll
   for (int m = 0; m < kTiles; ++m) {
     const int64_t tile = min(first_tile + m, tiles - 1);  // one too many is computed and dropped
-    weights[m] = static_cast<const uint4*>(p.weight) + tile * blocks * 64 + lane;
-    scales[m] = static_cast<const uint32_t*>(p.scales) + tile * blocks * 8 + g;
+    weights[m] = static_cast<const uint4*>(p.weight) + (tile * blocks + begin) * 64 + lane;
+    scales[m] = static_cast<const uint32_t*>(p.scales) + (tile * blocks + begin) * 8 + g;
   }
   uint4 ahead[kAhead][kTiles][2];
   uint32_t ahead_scales[kAhead][kTiles];
-  const auto fetch = [&](int block, int j) {
+  const auto fetch = [&](int j) {
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
-      ahead[j][m][0] = load_once(weights[m] + block * 64);
-      ahead[j][m][1] = load_once(weights[m] + block * 64 + 32);
-      ahead_scales[j][m] = __ldg(scales[m] + block * 8);
+      ahead[j][m][0] = load_once(weights[m]);
+      ahead[j][m][1] = load_once(weights[m] + 32);
+      ahead_scales[j][m] = __ldg(scales[m]);
+      weights[m] += 64;
+      scales[m] += 8;
     }
   };
 #pragma unroll
   for (int j = 0; j < kAhead; ++j) {
-    if (begin + j < end) fetch(begin + j, j);
+    if (begin + j < end) fetch(j);
   }
   wait_for_previous_kernel();
   allow_next_kernel();
 
+  // A row that does not exist reads the last one: its sums are never written.
+  const T* rows[kRowTiles];
+#pragma unroll
+  for (int n = 0; n < kRowTiles; ++n) {
+    const int64_t row = min(n * 8 + g, p.num_rows - 1);
+    rows[n] = static_cast<const T*>(p.x) + row * p.in_columns + begin * kScaleInputs + c * 8;
+  }
   float total[kTiles][kRowTiles][4] = {};
-  const T* x = static_cast<const T*>(p.x) + static_cast<int64_t>(g) * p.in_columns + c * 8;
   for (int at = begin; at < end; at += kAhead) {
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) {
-      const int block = at + j;
-      if (block >= end) break;
+      if (at + j >= end) break;
       float part[kTiles][kRowTiles][4] = {};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         Vec<T> inputs[kRowTiles][2];
 #pragma unroll
         for (int n = 0; n < kRowTiles; ++n) {
-          if (n * 8 + g < p.num_rows) {
-            const T* row =
-                x + static_cast<int64_t>(n) * 8 * p.in_columns + block * kScaleInputs + half * 64;
-            inputs[n][0] = Vec<T>::load(row);
-            inputs[n][1] = Vec<T>::load(row + 32);
-          }
+          inputs[n][0] = Vec<T>::load(rows[n] + half * 64);
+          inputs[n][1] = Vec<T>::load(rows[n] + half * 64 + 32);
         }
 #pragma unroll
         for (int m = 0; m < kTiles; ++m) {
@@ -118,6 +121,8 @@ __global__ void __launch_bounds__(32 * kWarps)
         }
       }
 #pragma unroll
+      for (int n = 0; n < kRowTiles; ++n) rows[n] += kScaleInputs;
+#pragma unroll
       for (int m = 0; m < kTiles; ++m) {
         const float2 scale =
             Pair<T>::to_float(reinterpret_cast<const typename Pair<T>::type&>(ahead_scales[j][m]));
@@ -127,7 +132,7 @@ __global__ void __launch_bounds__(32 * kWarps)
           for (int e = 0; e < 4; ++e) total[m][n][e] += (e < 2 ? scale.x : scale.y) * part[m][n][e];
         }
       }
-      if (block + kAhead < end) fetch(block + kAhead, j);
+      if (at + j + kAhead < end) fetch(j);
     }
   }
 

@@ -10,6 +10,7 @@ from trt_resa.config import KvCacheConfig, SparseAttentionConfig
 from trt_resa.engine_dir import EngineDirectory
 from trt_resa.errors import ConfigError
 from trt_resa.runtime.executors.base import Executor, Limits
+from trt_resa.runtime.executors.engine_loading import Linears
 from trt_resa.runtime.executors.torch_executor import TorchExecutor
 
 #: What a user may ask for; auto: tensorrt_rtx where there are a GPU and engines, else torch.
@@ -41,10 +42,12 @@ def make_executor(
     limits: Limits,
     device: torch.device,
     dtype: str | None,
+    linears: Linears = "auto",
 ) -> Executor:
     """The executor of ``choice`` with its weights and cache on ``device``.
 
     ``dtype`` is the torch executor's: float32 on a CPU and the engine's on a GPU unless given.
+    ``linears`` is that of tensorrt_rtx.
     """
     built = engine.config.build_config.dtype
     if choose(choice, engine, device) == "tensorrt_rtx":
@@ -55,7 +58,12 @@ def make_executor(
             )
         from trt_resa.runtime.executors.rtx_executor import RtxExecutor
 
-        return RtxExecutor(engine, sparse, kv_cache, limits, device)
+        return RtxExecutor(engine, sparse, kv_cache, limits, device, linears)
+    if linears != "auto":
+        raise ConfigError(
+            f"linears {linears!r} is for executor 'tensorrt_rtx', and 'torch' runs here; leave it "
+            "out"
+        )
     chosen = dtype or ("float32" if device.type == "cpu" else built)
     if chosen not in _DTYPES:
         raise ConfigError(f"dtype {chosen!r} is not one of {', '.join(_DTYPES)}")

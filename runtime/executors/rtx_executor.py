@@ -25,6 +25,7 @@ from trt_resa.runtime.executors.base import Limits
 from trt_resa.runtime.executors.buckets import Buckets, ForwardShape, bucket_sizes
 from trt_resa.runtime.executors.engine_loading import Linears, attention_weights, load_segments
 from trt_resa.runtime.executors.forward_program import ForwardProgram, Launch
+from trt_resa.runtime.executors.greedy import greedy_tokens
 from trt_resa.runtime.executors.step_inputs import StepInputs
 from trt_resa.runtime.memory import cache_blocks
 from trt_resa.values import value_specs
@@ -154,9 +155,7 @@ class RtxExecutor:
             yield functools.partial(self._sample, shape.logit_rows)
 
     def _sample(self, count: int) -> None:
-        """Greedy: ties go to the lowest id that torch.argmax returns."""
-        tokens = torch.argmax(self._logits[:count], dim=-1)
-        self._inputs.tokens[:count].copy_(tokens)
+        self._inputs.tokens[:count].copy_(greedy_tokens(self._logits[:count]))
 
     @property
     def _logits(self) -> torch.Tensor:

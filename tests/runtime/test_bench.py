@@ -109,6 +109,13 @@ def test_a_dense_loop_ends_at_the_context() -> None:
     assert all(step.num_tokens == 2 for _, step in steps)
 
 
+def test_a_prompt_is_read_in_chunks() -> None:
+    steps = list(Steps(Point(2, 600), np.arange(80, dtype=np.int32), SPARSE).prefill(256))
+    assert [step.num_tokens for step in steps] == [256, 256, 88]
+    assert [step.kv_lens.tolist() for step in steps] == [[256], [512], [600]]
+    assert steps[1].position_ids.tolist() == list(range(256, 512))
+
+
 def test_time_per_token_counts_windows_once_and_drops_the_first() -> None:
     window = [("sparse step", 1.0)] * 7 + [("window", 4.0)] * 2
     cold = [("sparse step", 100.0)] * 7 + [("window", 1000.0)] * 2
@@ -183,12 +190,13 @@ def test_the_command_on_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
     build_tiny(tmp_path / "engine", "llama")
     output, plot = tmp_path / "a.json", tmp_path / "a.png"
-    flags = ("--points", "1x512,3x1K", "--output", output, "--plot", plot)
+    flags = ("--points", "1x512,3x1K", "--prefill", "--output", output, "--plot", plot)
     main(["bench", "--engine_dir", str(tmp_path / "engine"), *map(str, flags)])
     found = json.loads(output.read_text())["results"]
     assert [(point["batch"], point["context"]) for point in found] == [(1, 512), (3, 1024)]
     for point in found:
         assert point["ms_per_token"]["fused"] > 0
+        assert point["first_token_s"] > 0
         assert 0 <= point["sparse_step_profile"]["gaps"] < 1
     assert set(found[1]["ms_per_token"]) == {"dense", "fused", "fused, windows together"}
     assert plot.is_file()

@@ -22,6 +22,7 @@ from trt_resa.runtime.executors.base import Limits
 from trt_resa.runtime.executors.buckets import Buckets, ForwardShape, bucket, bucket_sizes
 from trt_resa.runtime.executors.choose import choose
 from trt_resa.runtime.executors.engine_loading import choose_linears, load_segments
+from trt_resa.runtime.executors.greedy import greedy_tokens
 from trt_resa.values import value_specs
 
 LIMITS = Limits(
@@ -143,6 +144,8 @@ def test_auto_takes_engines_on_a_gpu_alone(engines: EngineDirectory, tiny_engine
 
 
 def test_llm_passes_the_choice_on(tiny_engine: Path) -> None:
+    with pytest.raises(ConfigError, match="linears 'kernels' is for executor 'tensorrt_rtx'"):
+        LLM(tiny_engine, linears="kernels", device="cpu")
     with pytest.raises(ConfigError, match="needs an NVIDIA GPU"):
         LLM(tiny_engine, executor="tensorrt_rtx", device="cpu")
 
@@ -215,3 +218,12 @@ def test_shared_layers_share_their_weights_under_names_of_their_own(tmp_path: Pa
         first["layers.0.o.scales"],
         load_file(alone / "segment_001.safetensors")["layers.0.o.scales"],
     )
+
+
+@pytest.mark.parametrize("vocab", [1, 7, 259, 320, 4096])
+def test_greedy_tokens_are_the_first_of_the_largest(vocab: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    for rows in (1, 5):
+        logits = torch.randint(0, 12, (rows, vocab), generator=generator).float()
+        expected = [row.tolist().index(row.max()) for row in logits]
+        assert greedy_tokens(logits).tolist() == expected

@@ -1,0 +1,88 @@
+"""Whole requests on a GPU: the engine executor against plain PyTorch, and verify against dense."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.runtime.rtx_engines import build_tiny
+from trt_resa import LLM, SamplingParams
+from trt_resa.runtime.outputs import CompletionOutput
+
+pytest.importorskip("tensorrt_rtx")
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+
+TOKENS, PROMPTS = 200, 20
+#: Below this distance of two log probabilities, fp16 may order them either way.
+TIE = 2e-2
+PARAMS = SamplingParams(max_tokens=TOKENS, ignore_eos=True, logprobs=2)
+CASES: dict[str, tuple[dict[str, Any], str]] = {
+    "tensorrt": ({}, "tensorrt"),
+    "kernels": ({"quantization": "w4a16"}, "kernels"),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    build, linears = CASES[request.param]
+    path = tmp_path_factory.mktemp("llm") / request.param
+    build_tiny(path, "qwen2", **build)
+    return path, linears
+
+
+def prompts() -> list[list[int]]:
+    random = np.random.default_rng(7)
+    return [random.integers(0, 320, 20 + 23 * i).tolist() for i in range(PROMPTS)]
+
+
+def outputs(path: Path, mode: str, **options: Any) -> Iterator[CompletionOutput]:
+    with LLM(path, device="cuda", **options) as llm:
+        for result in llm.generate(prompts(), PARAMS, rectify_mode=mode):
+            yield result.outputs[0]
+        executor = llm._executor
+        if hasattr(executor, "captures"):
+            # A bucket each: 1, 2 or 4 sequences of a sparse step; 1 to 8 rows of a dense pass, for
+            # 1 to 4 sequences and 0 to 8 logit rows.
+            assert 0 < executor.captures < 40
+
+
+def gap_at_the_parting(ours: CompletionOutput, theirs: CompletionOutput) -> float | None:
+    """None where the tokens agree; else the distance of the two tokens where they part first."""
+    pairs = zip(ours.token_ids, theirs.token_ids, strict=True)
+    place = next((i for i, (a, b) in enumerate(pairs) if a != b), None)
+    if place is None:
+        return None
+    assert theirs.logprobs is not None
+    found = theirs.logprobs[place]
+    return found[theirs.token_ids[place]] - found.get(ours.token_ids[place], -torch.inf)
+
+
+def check(ours: list[CompletionOutput], theirs: list[CompletionOutput]) -> None:
+    gaps = [gap_at_the_parting(a, b) for a, b in zip(ours, theirs, strict=True)]
+    assert all(gap is None or gap < TIE for gap in gaps), gaps
+    assert sum(gap is None for gap in gaps) >= PROMPTS - 2, gaps
+
+
+def test_dense_tokens_are_those_of_plain_pytorch(case: Any) -> None:
+    path, linears = case
+    ours = list(outputs(path, "dense", executor="tensorrt_rtx", linears=linears))
+    check(ours, list(outputs(path, "dense", executor="torch", dtype="float16")))
+
+
+def test_verify_is_dense(case: Any) -> None:
+    path, linears = case
+    options = {"executor": "tensorrt_rtx", "linears": linears}
+    check(list(outputs(path, "verify", **options)), list(outputs(path, "dense", **options)))
+
+
+@pytest.mark.parametrize("mode", ["fused", "separate", "none"])
+def test_every_mode_runs(case: Any, mode: str) -> None:
+    path, linears = case
+    for output in outputs(path, mode, executor="tensorrt_rtx", linears=linears):
+        assert len(output.token_ids) == TOKENS
+        assert len(set(output.token_ids)) > 5
