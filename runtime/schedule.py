@@ -162,18 +162,18 @@ class Forward(Generic[K]):
 
 @dataclass(frozen=True)
 class ForwardLimits:
-    """What one forward may carry: rows, logit rows, and of the rows those of each kind.
+    """What one forward may carry: rows, logit rows, rows of rectification.
 
     ``rectify_rows`` bounds the dense passes of decoding sequences. Sequences whose windows end
     together are thereby spread over several forwards, once; from then on their windows are
-    staggered. ``prefill_rows`` bounds the prefill in a forward while anyone decodes. Sparse steps
-    and dense forwards alternate, so the two together bound the pause between two sparse steps.
+    staggered. ``mixed_rows``, at least as many, is all that a dense forward carries while anyone
+    decodes. Sparse steps and dense forwards alternate, so it bounds the pause between two of them.
     """
 
     num_tokens: int
     logit_rows: int
     rectify_rows: int
-    prefill_rows: int
+    mixed_rows: int
 
 
 def next_forward(
@@ -193,18 +193,15 @@ def next_forward(
     if sparse and (not dense or previous is Phase.DENSE):
         return Forward(Phase.SPARSE, tuple(sparse))
     decoding = any(not action.prefill for _, action in wanted)
-    rows, logit_rows = limits.num_tokens, limits.logit_rows
-    rows_of_kind = {
-        True: limits.prefill_rows if decoding else limits.num_tokens,
-        False: limits.rectify_rows,
-    }
+    rows = limits.mixed_rows if decoding else limits.num_tokens
+    rectify_rows, logit_rows = limits.rectify_rows, limits.logit_rows
     taken: list[tuple[K, Action]] = []
     for key, action in sorted(dense, key=lambda item: item[1].prefill is not prefill_first):
-        room = min(rows, rows_of_kind[action.prefill])
+        room = rows if action.prefill else min(rows, rectify_rows)
         part = action.first_rows(room) if action.prefill else action
         if 0 < part.num_rows <= room and part.num_logits <= logit_rows:
             taken.append((key, part))
             rows -= part.num_rows
-            rows_of_kind[action.prefill] -= part.num_rows
+            rectify_rows -= 0 if part.prefill else part.num_rows
             logit_rows -= part.num_logits
     return Forward(Phase.DENSE, tuple(taken))

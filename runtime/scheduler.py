@@ -165,7 +165,7 @@ class Scheduler(Generic[S]):
         size = self.pool.block_size
         windows = [sequence.window, *(place.sequence.window for place in self._running)]
         prefill = sum(window.prefill_left for window in windows) - len(shared) * size
-        meanwhile = -(-prefill // self._limits.prefill_rows)
+        meanwhile = -(-prefill // self._limits.mixed_rows)
         meanwhile += max(window.replay_left for window in windows)
         growth = sum(
             place.cache.missing(_after(place.sequence, meanwhile)) for place in self._running

@@ -35,6 +35,7 @@ class Session:
         self._pool = BlockPool(
             executor.num_blocks, sparse.block_size, reuse=kv_cache.enable_block_reuse
         )
+        rows = min(scheduling.dense_rows_while_decoding, limits.max_num_tokens)
         self._scheduler: Scheduler[Sequence] = Scheduler(
             self._pool,
             limits.max_batch_size,
@@ -42,7 +43,7 @@ class Session:
                 num_tokens=limits.max_num_tokens,
                 logit_rows=limits.max_logit_rows,
                 rectify_rows=self.max_interval,
-                prefill_rows=min(scheduling.prefill_tokens_while_decoding, limits.max_num_tokens),
+                mixed_rows=max(rows, self.max_interval),
             ),
         )
         self._counted = Metrics(kv_blocks_total=self._pool.size)

@@ -164,11 +164,12 @@ class KvCacheConfig:
 class SchedulerConfig:
     """How requests share the forwards."""
 
-    prefill_tokens_while_decoding: Annotated[
+    dense_rows_while_decoding: Annotated[
         int,
         Field(
             ge=1,
-            description="prompt tokens in one dense pass while other sequences generate: bounds "
-            "the pause between two of their tokens; without any, a pass takes max_num_tokens",
+            description="rows of a dense pass, of prompts and windows together, while sequences "
+            "generate: bounds the pause between two tokens (at least one window's rows); while "
+            "none does, a pass takes max_num_tokens",
         ),
     ] = 512

@@ -56,7 +56,7 @@ def test_an_ended_draft_is_verified_at_once() -> None:
 
 def test_a_long_prompt_comes_in_chunks_and_only_the_last_has_logits() -> None:
     window = Window("fused", 32, 10, 10)
-    limits = ForwardLimits(num_tokens=4, logit_rows=8, rectify_rows=32, prefill_rows=4)
+    limits = ForwardLimits(num_tokens=4, logit_rows=8, rectify_rows=4, mixed_rows=4)
     chunks = []
     while window.exact < 10:
         forward = next_forward([(0, window.next_action())], limits, Phase.DENSE)
@@ -69,7 +69,7 @@ def test_a_long_prompt_comes_in_chunks_and_only_the_last_has_logits() -> None:
 
 def test_windows_that_end_together_are_staggered_once() -> None:
     """Dense passes of equal windows spread over forwards and stay spread; nobody is skipped."""
-    limits = ForwardLimits(num_tokens=64, logit_rows=8, rectify_rows=8, prefill_rows=64)
+    limits = ForwardLimits(num_tokens=64, logit_rows=8, rectify_rows=8, mixed_rows=64)
     windows = {name: Window("fused", 8, 1, 1) for name in range(4)}
     previous, together, dense = Phase.SPARSE, [], 0
     for _ in range(200):
@@ -100,7 +100,7 @@ def test_random_batches(specs, num_tokens, random) -> None:  # type: ignore[no-u
         num_tokens=num_tokens,
         logit_rows=max(8, len(specs)),
         rectify_rows=8,
-        prefill_rows=num_tokens,
+        mixed_rows=num_tokens,
     )
     windows = {i: Window(mode, f, p, p) for i, (mode, f, p) in enumerate(specs)}
     previous, steps = Phase.SPARSE, dict.fromkeys(windows, 0)

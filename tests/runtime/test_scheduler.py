@@ -49,10 +49,10 @@ class Plain:
 
 
 def scheduler(
-    pool: int, batch: int = 8, rows: int = 64, rectify: int = 8, prefill: int = 64
+    pool: int, batch: int = 8, rows: int = 64, rectify: int = 8, mixed: int = 64
 ) -> Scheduler[Plain]:
     limits = ForwardLimits(
-        num_tokens=rows, logit_rows=batch, rectify_rows=rectify, prefill_rows=prefill
+        num_tokens=rows, logit_rows=batch, rectify_rows=rectify, mixed_rows=mixed
     )
     return Scheduler(BlockPool(pool, BLOCK, reuse=True), batch, limits)
 
@@ -71,7 +71,7 @@ def names(forward: Forward[Place[Plain]]) -> str:
 
 def test_a_prefill_goes_on_where_rectifications_fill_every_dense_forward() -> None:
     """Windows of 2 want 14 rows after every sparse step, and a forward has 8."""
-    plan = scheduler(pool=400, rows=8)
+    plan = scheduler(pool=400, rows=8, mixed=8)
     for name in "abcdefg":
         plan.submit(Plain(name, 1, 150, interval=2))
     for _ in range(6):
@@ -106,18 +106,19 @@ def test_one_forward_serves_one_selection_and_each_gets_its_turn() -> None:
     assert [names(step(plan)) for _ in range(4)] == ["ac", "b", "ac", "b"]
 
 
-def test_the_prefill_is_bounded_only_while_others_decode() -> None:
-    plan = scheduler(pool=400, prefill=5)
+def test_the_rows_are_bounded_while_anyone_decodes() -> None:
+    plan = scheduler(pool=400, rectify=4, mixed=5)
     plan.submit(Plain("a", 60, 40))
     assert [action.num_rows for _, action in step(plan).actions] == [60]
     plan.submit(Plain("b", 20, 40, first=100))
     step(plan)
     rows = []
-    while len(rows) < 4:
+    while len(rows) < 6:
         forward = step(plan)
         if forward.phase is Phase.DENSE:
-            rows += [action.num_rows for _, action in forward.actions if action.prefill]
-    assert rows == [5, 5, 5, 5]
+            rows.append(" ".join(f"{p.sequence.name}{a.num_rows}" for p, a in forward.actions))
+    # A window takes 4 of the 5 rows, and leaves one for the prompt.
+    assert rows == ["b5", "b5", "a4 b1", "b5", "b4", "a4"]
 
 
 def test_admission_leaves_every_sequence_a_window() -> None:

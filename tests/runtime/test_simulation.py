@@ -81,7 +81,7 @@ class Simulation:
     """A session whose every forward is checked."""
 
     def __init__(
-        self, pool: int, batch: int, rows: int, prefill: int, reuse: bool, seen: Seen
+        self, pool: int, batch: int, rows: int, mixed: int, reuse: bool, seen: Seen
     ) -> None:
         self.limits = Limits(batch, LONGEST, LONGEST, rows, max(batch, 8))
         self.executor = FakeExecutor(pool, OWN, self.limits)
@@ -90,10 +90,11 @@ class Simulation:
             self.limits,
             OWN,
             KvCacheConfig(enable_block_reuse=reuse),
-            SchedulerConfig(prefill_tokens_while_decoding=prefill),
+            SchedulerConfig(dense_rows_while_decoding=mixed),
         )
         self.scheduler, self.pool = self.session._scheduler, self.session._pool
-        self.prefill, self.seen = min(prefill, rows), seen
+        self.rectify_rows = max(batch, OWN.rectify_interval)
+        self.mixed_rows, self.seen = max(min(mixed, rows), self.rectify_rows), seen
         self._next, self.scheduler.next = self.scheduler.next, self._checked_next  # type: ignore[method-assign]
         self.waits: dict[Sequence, int] = {}
 
@@ -105,8 +106,9 @@ class Simulation:
         prefill = sum(action.num_rows for action in actions if action.prefill)
         if forward.phase is Phase.DENSE:
             rectified = sum(action.num_rows for action in actions if not action.prefill)
-            assert rectified <= max(self.limits.max_batch_size, OWN.rectify_interval)
-            assert prefill <= (self.prefill if decoding else self.limits.max_num_tokens)
+            assert rectified <= self.rectify_rows
+            if decoding:
+                assert rectified + prefill <= self.mixed_rows
             self.seen.mixed += prefill > 0 and rectified > 0
         else:
             assert len({place.sequence.selection for place, _ in forward.actions}) == 1
@@ -167,7 +169,7 @@ def run_pattern(random: Random, requests: list[tuple[Request, Sequence]], seen: 
         pool=random.choice((10, 10, 11, 13, 30)),
         batch=random.choice((1, 2, 4, 8)),
         rows=random.choice((8, 16, 64, 512)),
-        prefill=random.choice((3, 8, 40, 512)),
+        mixed=random.choice((3, 20, 40, 512)),
         reuse=random.random() < 0.6,
         seen=seen,
     )
