@@ -89,9 +89,13 @@ class Service:
             await asyncio.wait(self._tasks)
 
     async def _report_regularly(self) -> None:
-        while True:
-            self._report.update(self._llm.metrics())
-            await asyncio.sleep(_POLL_SECONDS)
+        """Figures are no reason to fail: where they cannot be passed on, they stop."""
+        try:
+            while True:
+                self._report.update(self._llm.metrics())
+                await asyncio.sleep(_POLL_SECONDS)
+        except Exception as error:
+            self._log(f"no more metrics: {type(error).__name__}: {error}")
 
     async def _serve(self, request: TextRequest, answer: Answer, arrival: float) -> None:
         try:

@@ -201,6 +201,7 @@ def _raise_stack() -> None:
 
 def main() -> None:
     log = INSTALLED.parent / "tritonserver.log"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with TritonServer(Path(sys.argv[1]), log) as server:
         server.wait_ready()
         ports = server.ports
