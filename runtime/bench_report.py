@@ -79,11 +79,21 @@ def write_plot(path: Path, title: str, results: Sequence[PointResult]) -> None:
                 color=f"C{index}",
                 label=f"{label}, batch {batch}",
             )
+    contexts = sorted({result.context for result in results})
     axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
+    axes.set_xticks(contexts, [_short(context) for context in contexts])
+    axes.set_ylim(bottom=0)
     axes.set_xlabel("context, tokens")
-    axes.set_ylabel("time per token, ms (dense passes included)")
-    axes.set_title(title)
-    axes.grid(True, which="both", alpha=0.3)
+    axes.set_ylabel("ms per token, dense passes included")
+    axes.set_title(title, fontsize="medium", wrap=True)
+    axes.grid(True, alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
+
+
+def _short(tokens: int) -> str:
+    """131072 as 128K."""
+    for unit, size in (("M", 1 << 20), ("K", 1 << 10)):
+        if tokens % size == 0:
+            return f"{tokens // size}{unit}"
+    return str(tokens)

@@ -220,8 +220,11 @@ int32_t launch_slices(const Params& p, void* stream) {
     return launch(int4_linear_kernel<T, kRowTiles, kTiles, kSlices>, grid, dim3(32 * kWarps),
                   stream, p, options);
   };
-  return tiles >= kManyTiles ? run(std::integral_constant<int, 4>())
-                             : run(std::integral_constant<int, 8>());
+  // With many rows the sums of a tile cost more to bring together.
+  if constexpr (kRowTiles > 1) {
+    if (tiles >= kManyTiles) return run(std::integral_constant<int, 4>());
+  }
+  return run(std::integral_constant<int, 8>());
 }
 
 template <typename T>
