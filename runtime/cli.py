@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -13,6 +13,7 @@ from trt_resa.cli_options import given, options_of, read_sparse_section
 from trt_resa.config import KvCacheConfig, RectifyMode, SparseAttentionConfig
 from trt_resa.errors import ConfigError, RequestError
 from trt_resa.runtime.executors.choose import ExecutorChoice
+from trt_resa.runtime.executors.engine_loading import Linears
 from trt_resa.runtime.llm import LLM
 from trt_resa.runtime.outputs import RequestOutput
 from trt_resa.runtime.stats import total
@@ -43,6 +44,13 @@ KV_CACHE_PREFIX = "kv_cache_"
     help="what runs the forwards; auto: tensorrt_rtx where there are a GPU and engines",
 )
 @click.option(
+    "--linears",
+    type=click.Choice(get_args(Linears)),
+    default="auto",
+    show_default=True,
+    help="with tensorrt_rtx: what runs the segments; auto: kernels for symmetric INT4 weights",
+)
+@click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
 @click.option("--max_batch_size", type=int, help="sequences at once [default: the engine's]")
@@ -62,6 +70,7 @@ def generate(
     files: tuple[Path, ...],
     chat: bool,
     executor: ExecutorChoice,
+    linears: Linears,
     device: str,
     max_batch_size: int | None,
     max_seq_len: int | None,
@@ -78,6 +87,7 @@ def generate(
     with LLM(
         engine_dir,
         executor=executor,
+        linears=linears,
         device=device,
         max_batch_size=max_batch_size,
         max_seq_len=max_seq_len,

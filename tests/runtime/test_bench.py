@@ -8,15 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.builder.networks import tiny_model
+from trt_resa import bench_cli
 from trt_resa.cli import main
 from trt_resa.config import SparseAttentionConfig
 from trt_resa.contract import Phase
 from trt_resa.errors import ConfigError
 from trt_resa.runtime import bench_report
 from trt_resa.runtime.bench import DENSE_TOKENS, WINDOWS, Steps
+from trt_resa.runtime.bench_cli import ShapeBuild
 from trt_resa.runtime.bench_gaps import gap_share, step_profile
 from trt_resa.runtime.bench_points import Point, parse_points
 from trt_resa.runtime.bench_results import LoopTimes, Parts, PointResult
+from trt_resa.runtime.executors.engine_loading import Linears, choose_linears
 from trt_resa.shapes import SHAPES, shape
 
 SPARSE = SparseAttentionConfig(rectify_interval=8)
@@ -75,6 +79,32 @@ def test_a_shape_can_be_made_for_longer_contexts() -> None:
     assert shape("qwen3-8b").max_position_embeddings == 40960
     assert shape("qwen3-8b", 1 << 18).max_position_embeddings == 1 << 18
     assert shape("qwen3-8b", 1024) == SHAPES["qwen3-8b"]
+
+
+@pytest.mark.parametrize(
+    ("linears", "quantization", "built"),
+    [
+        ("auto", "w4a16", ("torch",)),
+        ("auto", "none", ("tensorrt_rtx",)),
+        ("tensorrt", "w4a16", ("tensorrt_rtx",)),
+        ("kernels", "w4a16", ("torch",)),
+    ],
+)
+def test_what_will_run_is_all_that_is_built(
+    linears: Linears,
+    quantization: str,
+    built: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr(bench_cli, "shape", lambda name, length: tiny_model(num_layers=4))
+    how = ShapeBuild(1024, 8, "bfloat16", quantization, linears)
+    engine = bench_cli._build_shape("tiny", tmp_path / "engine", how, SPARSE)
+    build = engine.config.build_config
+    assert build.executors == built
+    assert (build.max_batch_size, build.max_seq_len, build.dtype) == (8, 1024, "bfloat16")
+    assert choose_linears(linears, engine) == ("kernels" if built == ("torch",) else "tensorrt")
 
 
 @pytest.mark.parametrize("together", [1, 3])
