@@ -16,6 +16,7 @@ from trt_resa.config import KvCacheConfig, SchedulerConfig, SparseAttentionConfi
 from trt_resa.errors import TrtResaError
 from trt_resa.runtime.metrics import Metrics
 from trt_resa.runtime.serving import tensors
+from trt_resa.runtime.serving.cli import triton_repo
 from trt_resa.runtime.serving.parameters import llm_arguments
 from trt_resa.runtime.serving.requests import RequestLimits, read_request
 from trt_resa.runtime.serving.triton_metrics import LLM_FAMILIES
@@ -216,3 +217,6 @@ def test_the_page_names_every_tensor_parameter_and_metric() -> None:
     wanted = {tensor.name for tensor in (*tensors.INPUTS, *tensors.OUTPUTS)}
     wanted |= {f"trt_resa_{family.name}" for family in LLM_FAMILIES.values()}
     assert wanted - named == set()
+    flags = set(re.findall(r"`--(\w+)`", page))
+    assert "max_seq_len" in flags
+    assert flags - {option.name for option in triton_repo.params} == set()
