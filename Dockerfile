@@ -22,7 +22,8 @@ COPY --from=wheel /wheels /wheels
 COPY constraints.txt /wheels/
 RUN python3 -m pip install --no-cache-dir --constraint /wheels/constraints.txt /wheels/*.whl
 EXPOSE 8000 8001 8002
-HEALTHCHECK --start-period=300s CMD curl --fail --silent localhost:8000/v2/health/ready
+HEALTHCHECK --start-period=300s CMD ["python3", "-c", \
+    "import urllib.request; urllib.request.urlopen('http://localhost:8000/v2/health/ready')"]
 # Ending, the server gives running streams this long to finish.
 CMD ["tritonserver", "--model-repository=/models", "--exit-timeout-secs=300"]
 

@@ -15,6 +15,12 @@ from tests.serving.server import TritonServer, Unavailable, install
 from trt_resa.cli import main
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "tritonserver" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def tritonserver() -> None:
     """Asked for by whatever needs the server."""
