@@ -87,8 +87,10 @@ def _pip(target: Path, *what: str) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
     done = subprocess.run([*command, str(target), *what], capture_output=True, text=True)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        raise Unavailable(f"pip could not install {what[-1]}: {lines[-1]}")
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
+        raise Unavailable(
+            f"pip could not install {what[-1]}: {errors[0] if errors else done.stderr}"
+        )
 
 
 @dataclass
