@@ -21,13 +21,13 @@ test-gpu: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	git ls-files 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'plugins/*.cpp' 'tests/*.cpp' | xargs $(BIN)/clang-format --dry-run -Werror
+	git ls-files 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'plugins/*.cpp' 'tests/*.cpp' 'tests/*.cuh' 'tests/*.h' | xargs $(BIN)/clang-format --dry-run -Werror
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/typecheck.sh
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	git ls-files 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'plugins/*.cpp' 'tests/*.cpp' | xargs $(BIN)/clang-format -i
+	git ls-files 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'plugins/*.cpp' 'tests/*.cpp' 'tests/*.cuh' 'tests/*.h' | xargs $(BIN)/clang-format -i
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_torch_executor.py

@@ -128,7 +128,8 @@ class KernelLibrary:
     def counter_bytes(self, params: KernelParams) -> int:
         """Bytes of counters that a launch needs; looks at no pointer.
 
-        They are zero before the first launch and belong to the launches from then on.
+        They are zero before the first launch and belong to the launches from then on. Those of the
+        largest batch serve smaller ones too.
 
         Raises:
             KernelLaunchError: the extents are refused.

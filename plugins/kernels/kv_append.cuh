@@ -63,6 +63,7 @@ struct RopeTable {
     const int frequencies = p.rotary_dim / 2;
     const int groups = frequencies / kVecSize;
     float* values = reinterpret_cast<float*>(data);
+#pragma unroll 1
     for (int i = threadIdx.x; i < rows * frequencies; i += blockDim.x) {
       const int row = i / frequencies;
       const int frequency = i % frequencies;
@@ -121,6 +122,21 @@ __device__ void rms_norm(const Vec<T>& weight, float eps, float (&x)[kVecSize]) 
   weight.to_floats(w);
 #pragma unroll
   for (int i = 0; i < kVecSize; ++i) x[i] *= scale * w[i];
+}
+
+// A row of one head as it is kept: normed where there is a weight, rotated where `rotates`, rounded
+// once. All lanes of the warp call it, each with its 8 elements.
+template <typename T, int kHeadDim>
+__device__ Vec<T> finish_row(const Params& p, const Vec<T>& raw, bool norms,
+                             const Vec<T>& norm_weight, bool rotates,
+                             const RopeTable<kHeadDim>& table, int row_in_table) {
+  float x[kVecSize];
+  raw.to_floats(x);
+  if (norms) rms_norm<T, kHeadDim>(norm_weight, p.norm_eps, x);
+  if (rotates) {
+    table.rotate(p, row_in_table, threadIdx.x % Layout<kHeadDim>::kLanes, x);
+  }
+  return Vec<T>::from_floats(x);
 }
 
 // Running element-wise minimum and maximum of the keys that one lane saw.
@@ -201,6 +217,7 @@ __device__ void append_head(const Params& p, const TouchedBlock& block, int head
     }
   }
 
+#pragma unroll 1
   for (int chunk = 0; chunk < block.rows; chunk += L::kChunkRows) {
     const int chunk_rows = min(L::kChunkRows, block.rows - chunk);
     if (p.rotary_dim > 0) {
@@ -214,13 +231,8 @@ __device__ void append_head(const Params& p, const TouchedBlock& block, int head
       const int row_in_chunk = i * L::kRowsPerPass + row_in_pass;
       Vec<T> out = loaded[i];
       if (!is_value) {
-        float x[kVecSize];
-        out.to_floats(x);
-        if (norm != nullptr) rms_norm<T, kHeadDim>(norm_weight, p.norm_eps, x);
-        if (p.rotary_dim > 0) {
-          table.rotate(p, min(row_in_chunk, chunk_rows - 1), lane_in_row, x);
-        }
-        out = Vec<T>::from_floats(x);
+        out = finish_row<T, kHeadDim>(p, out, norm != nullptr, norm_weight, p.rotary_dim > 0, table,
+                                      min(row_in_chunk, chunk_rows - 1));
       }
       if (writes && row_in_chunk < chunk_rows) {
         const int64_t row = chunk + row_in_chunk;

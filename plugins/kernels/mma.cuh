@@ -12,11 +12,14 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// Copies 16 bytes to shared memory, or writes zeros without reading where `valid` is false.
-__device__ inline void cp_async_16(uint32_t target, const void* source, bool valid) {
+// Copies the first `bytes` of 16 bytes to shared memory, the rest becomes zeros and is not read.
+__device__ inline void cp_async_16(uint32_t target, const void* source, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(target), "l"(source),
-               "r"(valid ? 16 : 0)
+               "r"(bytes)
                : "memory");
+}
+__device__ inline void cp_async_16(uint32_t target, const void* source, bool valid) {
+  cp_async_16(target, source, valid ? 16 : 0);
 }
 
 __device__ inline void cp_async_commit() {

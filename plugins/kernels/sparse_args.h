@@ -11,28 +11,31 @@
 namespace trt_resa {
 namespace sparse {
 
-// The kernel's roles. block_select runs the second, sparse_decode the third, the step all.
+// The roles of a launch: block_select has the second, sparse_decode the third, the step all.
 enum Role : int { kAppend = 1, kSelect = 2, kAttend = 4 };
 
 constexpr int kMaxBatch = 256;
 constexpr int kMaxGroup = 16;
 constexpr int kMaxBlocks = 65536;  // per sequence, where blocks are selected
 constexpr int kBins = 1024;        // of the histogram of keys (sparse_topk.cuh)
-constexpr int kMaxParts = 1024;    // into which all rows together are split, beyond one each
-constexpr int kCounterAlignment = 32;
+constexpr int kMaxParts = 256;     // into which all rows together are split, beyond one each
 
-// What lasts from call to call. It starts as zeros and each launch leaves it ready for the next, so
-// a captured graph replays without a memset. A row is one KV head of one sequence; rows =
-// batch_size * kv_heads.
+// What lasts from call to call. It starts as zeros and each launch leaves it as zeros, so a
+// captured graph replays without a memset. A row is one KV head of one sequence; rows = batch_size
+// * kv_heads.
 struct Counters {
-  int32_t* ticket;  // [2] the next work item, zero between launches; which of the sets is in use
-  int32_t* sets;    // [2, set_words] the one in use is zero at the start of a launch, which
-                    // clears the other
-  uint32_t* histogram;  // [rows, kBins] of the row's keys, zero between launches
+  int32_t* ticket;  // the next work item
+  int32_t* rows;    // [rows, row_words] of RowCounters
 };
 
-TRT_RESA_HOST_DEVICE constexpr int64_t set_words(int64_t batch_size, int64_t kv_heads) {
-  return batch_size * (2 + 3 * kv_heads);
+// The words of one row. Those of neighbouring rows lie in different lines of 128 bytes.
+constexpr int kScoredWord = 0;      // score items done
+constexpr int kAppendedWord = 1;    // whether the new token stands
+constexpr int kAttendedWord = 2;    // attend items done
+constexpr int kHistogramWord = 32;  // [kBins] of the row's keys, where blocks are selected
+
+TRT_RESA_HOST_DEVICE constexpr int row_words(int32_t roles) {
+  return kHistogramWord + ((roles & kSelect) != 0 ? kBins : 0);
 }
 
 struct Args {

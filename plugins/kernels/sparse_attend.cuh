@@ -24,18 +24,19 @@ __device__ __forceinline__ uint32_t transpose_matrix(uint32_t x) {
   return out;
 }
 
-template <int kHeadDim_, int kHeadTiles_, int kWarps_>
+// kRingBudget: bytes of shared memory for the rings of all warps.
+template <int kHeadDim_, int kHeadTiles_, int kWarps_, int kRingBudget>
 struct AttendShape {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kHeadTiles = kHeadTiles_;  // of 8 query heads
   static constexpr int kWarps = kWarps_;
   static constexpr int kChunks = kHeadDim / kVecSize;  // of 16 bytes in a row
   static constexpr int kUnitBytes = kTileKeys * kHeadDim * 2;
-  // Three units keep a tile in flight while another is worked on; small ones get more, and those of
-  // head_dim 256 fewer, for GPUs that give a thread block 99 KB.
-  static constexpr int kUnits = kHeadDim == 64 ? 6 : kHeadDim == 96 ? 4 : kHeadDim == 128 ? 3 : 2;
+  // Three units keep a tile in flight while another is worked on.
+  static constexpr int kFitting = kRingBudget / kWarps / kUnitBytes;
+  static constexpr int kUnits = kFitting > 6 ? 6 : kFitting;
   static constexpr int kRingBytes = kUnits * kUnitBytes;
-  static_assert(kUnits <= 6);  // ring_valid serves up to four tiles
+  static_assert(kUnits >= 2 && kUnits <= 6);  // ring_valid serves up to four tiles
   static constexpr int kHeads = 8 * kHeadTiles;
   // Fragments of the queries stay in registers, but where they and the accumulators would not fit.
   static constexpr bool kQueryInShared = kHeadTiles * kHeadDim == 512;
@@ -59,11 +60,12 @@ template <typename T, typename Shape>
 struct TileStream {
   const Args& a;
   const RowItem& item;
-  const int32_t* selection;  // of the row
+  const int32_t* selection;  // of the part, from its first block on; null: all blocks in order
   const int32_t* table;      // of the sequence
   int kv_len;
-  int first;  // tile of the row
-  int tiles;  // of this warp: first, first + kWarps, ...
+  int first_block;  // of the part, counted in the row's selection
+  int first;        // tile of the row
+  int tiles;        // of this warp: first, first + kWarps, ...
   uint32_t ring;
   int* ring_valid;  // [4] of the tiles in the ring: tile % 4
   int next_unit = 0;
@@ -77,11 +79,12 @@ struct TileStream {
     valid = 0;
     if (tile >= tiles) return;
     const int place = first + tile * Shape::kWarps;
-    const int block = selection[place / tiles_per_block];
+    const int index = place >> (a.block_shift - kTileShift);
+    const int block = selection == nullptr ? index : selection[index - first_block];
     if (block < 0 || block >= a.max_blocks_per_seq) return;
     const int pool_block = table[block];
     if (pool_block < 0 || pool_block >= a.num_blocks) return;
-    const int slot = place % tiles_per_block * kTileKeys;
+    const int slot = (place & (tiles_per_block - 1)) * kTileKeys;
     source =
         ((static_cast<int64_t>(pool_block) * 2 * a.kv_heads + item.kv_head) * a.block_size + slot) *
         Shape::kHeadDim;
@@ -255,9 +258,37 @@ template <typename Shape>
 struct AttendShared {
   alignas(128) char bytes[Shape::kSharedBytes];  // the warps' rings; then their accumulators
   SoftmaxState states[Shape::kWarps][Shape::kHeads];
+  float scales[Shape::kWarps][Shape::kHeads];  // of the warps' accumulators
+  SoftmaxState merged[Shape::kHeads];
   int valid[Shape::kWarps][4];
   alignas(16) char query[Shape::kQueryBytes];
 };
+
+// Merges the states of `count` results over parts of the keys, `stride` apart, and says by what
+// their accumulators are to be multiplied. By one warp; all lanes get the result.
+__device__ inline SoftmaxState merge_states(const SoftmaxState* states, int count, int stride,
+                                            float* scales) {
+  const int lane = threadIdx.x % 32;
+  SoftmaxState out;
+#pragma unroll 1
+  for (int i = lane; i < count; i += 32) out.max = fmaxf(out.max, states[i * stride].max);
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) {
+    out.max = fmaxf(out.max, __shfl_xor_sync(0xffffffffu, out.max, mask));
+  }
+#pragma unroll 1
+  for (int i = lane; i < count; i += 32) {
+    const SoftmaxState& state = states[i * stride];
+    const float scale = softmax_rescale(state.max, out.max);
+    scales[i * stride] = scale;
+    out.sum += state.sum * scale;
+  }
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) {
+    out.sum += __shfl_xor_sync(0xffffffffu, out.sum, mask);
+  }
+  return out;
+}
 
 template <typename T>
 __device__ __forceinline__ void store_four(T* target, const float (&x)[4], float scale) {
@@ -268,91 +299,97 @@ __device__ __forceinline__ void store_four(T* target, const float (&x)[4], float
 }
 
 // One part of a row: to `out` where it is the only one, else to slot `index` of the partials.
+// `selection` is the part's, see TileStream; `queries` the group's, in shared memory.
 template <typename T, typename Shape>
 __device__ void attend(const Args& a, const Plan& plan, const RowItem& item, int index,
-                       AttendShared<Shape>& shared) {
+                       const int32_t* selection, const T* queries, AttendShared<Shape>& shared) {
   constexpr int kHeadDim = Shape::kHeadDim;
   const int warp = threadIdx.x / 32;
   const int group = a.q_heads / a.kv_heads;
-  const int row_tiles = plan.selected[item.seq] * (a.block_size / kTileKeys);
-  const int first = item.piece * plan.part_tiles + warp;
-  const int end = min((item.piece + 1) * plan.part_tiles, row_tiles);
+  const Part part = part_of(a, plan, item);
+  const int first = part.first_tile + warp;
   const int64_t first_head =
       static_cast<int64_t>(plan.query_row[item.seq]) * a.q_heads + item.kv_head * group;
 
   TileStream<T, Shape> stream{
       a,
       item,
-      a.selection + static_cast<int64_t>(item.row(a)) * a.max_selected,
+      selection,
       a.block_table + static_cast<int64_t>(item.seq) * a.max_blocks_per_seq,
       plan.kv_len[item.seq],
+      part.first_block,
       first,
-      div_up(max(end - first, 0), Shape::kWarps),
+      div_up(max(part.end_tile - first, 0), Shape::kWarps),
       shared_address(shared.bytes) + warp * Shape::kRingBytes,
       shared.valid[warp],
   };
-#pragma unroll
+#pragma unroll 1
   for (int i = 0; i < Shape::kUnits; ++i) stream.start_next();
 
   {
     WarpAttention<T, Shape> attention;
-    const T* q = static_cast<const T*>(a.q) + first_head * kHeadDim;
     if constexpr (Shape::kQueryInShared) {
+#pragma unroll 1
       for (int at = threadIdx.x; at < Shape::kHeads * Shape::kChunks; at += blockDim.x) {
         const int head = at / Shape::kChunks;
-        const Vec<T> vec = head < group ? Vec<T>::load(q + at * kVecSize) : Vec<T>();
+        const Vec<T> vec = head < group ? Vec<T>::load(queries + at * kVecSize) : Vec<T>();
         vec.store(reinterpret_cast<T*>(shared.query +
                                        unit_offset<Shape::kChunks>(head, at % Shape::kChunks)));
       }
       __syncthreads();
     } else {
-      attention.load_query(q, group);
+      attention.load_query(queries, group);
     }
-    uint32_t slot = 0;
-    const auto unit = [&] { return stream.ring + slot * Shape::kUnitBytes; };
-    const auto release_unit = [&] {
+    uint32_t weights[Shape::kHeadTiles][2];
+    int slot = 0;
+#pragma unroll 1
+    for (int unit = 0; unit < 2 * stream.tiles; ++unit) {
+      const uint32_t bytes = stream.ring + slot * Shape::kUnitBytes;
+      cp_async_wait<Shape::kUnits - 1>();
+      __syncwarp();
+      if (unit % 2 == 0) {
+        attention.weigh_keys(bytes, shared_address(shared.query), stream.ring_valid[unit / 2 % 4],
+                             a.score_scale, weights);
+      } else {
+        attention.add_values(bytes, weights);
+      }
       __syncwarp();  // all lanes have read it
       stream.start_next();
       slot = slot + 1 == Shape::kUnits ? 0 : slot + 1;
-    };
-    for (int tile = 0; tile < stream.tiles; ++tile) {
-      uint32_t weights[Shape::kHeadTiles][2];
-      cp_async_wait<Shape::kUnits - 1>();
-      __syncwarp();
-      attention.weigh_keys(unit(), shared_address(shared.query), stream.ring_valid[tile % 4],
-                           a.score_scale, weights);
-      release_unit();
-      cp_async_wait<Shape::kUnits - 1>();
-      __syncwarp();
-      attention.add_values(unit(), weights);
-      release_unit();
     }
     cp_async_wait<0>();
     __syncthreads();  // the rings are free
-    attention.finish(
-        group, shared.states[warp],
-        reinterpret_cast<float*>(shared.bytes) + warp * Shape::kHeads * Shape::kMergeStride);
+    if (stream.tiles > 0) {
+      attention.finish(
+          group, shared.states[warp],
+          reinterpret_cast<float*>(shared.bytes) + warp * Shape::kHeads * Shape::kMergeStride);
+    }
   }
   __syncthreads();
 
+  const int warps = min(part.end_tile - part.first_tile, Shape::kWarps);  // that had tiles
+#pragma unroll 1
+  for (int head = warp; head < group; head += Shape::kWarps) {
+    const SoftmaxState state =
+        merge_states(&shared.states[0][head], warps, Shape::kHeads, &shared.scales[0][head]);
+    if (threadIdx.x % 32 == 0) shared.merged[head] = state;
+  }
+  __syncthreads();
   const float* accumulators = reinterpret_cast<const float*>(shared.bytes);
+#pragma unroll 1
   for (int at = threadIdx.x; at < group * (kHeadDim / 4); at += blockDim.x) {
     const int head = at / (kHeadDim / 4);
     const int column = at % (kHeadDim / 4) * 4;
-    SoftmaxState states[Shape::kWarps];
-#pragma unroll
-    for (int i = 0; i < Shape::kWarps; ++i) states[i] = shared.states[i][head];
-    float scales[Shape::kWarps];
-    const SoftmaxState state = softmax_merge(states, scales);
     float sum[4] = {};
-#pragma unroll
-    for (int i = 0; i < Shape::kWarps; ++i) {
+#pragma unroll 4
+    for (int i = 0; i < warps; ++i) {
       const float4 other = *reinterpret_cast<const float4*>(
           accumulators + (i * Shape::kHeads + head) * Shape::kMergeStride + column);
       const float others[4] = {other.x, other.y, other.z, other.w};
 #pragma unroll
-      for (int j = 0; j < 4; ++j) sum[j] += others[j] * scales[i];
+      for (int j = 0; j < 4; ++j) sum[j] += others[j] * shared.scales[i][head];
     }
+    const SoftmaxState state = shared.merged[head];
     if (item.pieces == 1) {
       store_four(static_cast<T*>(a.out) + (first_head + head) * kHeadDim + column, sum,
                  softmax_inverse(state));
@@ -363,50 +400,6 @@ __device__ void attend(const Args& a, const Plan& plan, const RowItem& item, int
       if (column == 0) a.partials.states[slot] = state;
     }
   }
-}
-
-// A merge item takes a slice of a query head's columns, so that many groups of threads share the
-// parts, and their loads are in flight together.
-template <int kHeadDim, int kThreads>
-struct MergeShared {
-  static constexpr int kColumns = kHeadDim % 64 == 0 ? 64 : kHeadDim / 2;
-  static constexpr int kSlices = kHeadDim / kColumns;
-  static constexpr int kLanes = kColumns / 4;
-  static constexpr int kGroups = kThreads / kLanes;
-  SoftmaxState states[kGroups];
-  float4 columns[kGroups][kLanes];
-};
-
-// Merges the partial results of a slice. Groups of threads hold it, four columns each, and share
-// the parts; the first then merges the others, always in the same order.
-template <typename T, int kHeadDim, int kThreads>
-__device__ void merge_parts(const Args& a, int64_t out_head, int head, int slice, int first,
-                            int parts, MergeShared<kHeadDim, kThreads>& shared) {
-  using Shared = MergeShared<kHeadDim, kThreads>;
-  const int thread_group = threadIdx.x / Shared::kLanes;
-  const int lane = threadIdx.x % Shared::kLanes;
-  const int column = slice * Shared::kColumns + lane * 4;
-  if (thread_group < Shared::kGroups) {
-    SoftmaxState state;
-    float sum[4] = {};
-    merge_partials<kHeadDim>(a.partials, a.q_heads / a.kv_heads, head, first + thread_group,
-                             first + parts, Shared::kGroups, column, state, sum);
-    shared.columns[thread_group][lane] = make_float4(sum[0], sum[1], sum[2], sum[3]);
-    if (lane == 0) shared.states[thread_group] = state;
-  }
-  __syncthreads();
-  if (thread_group != 0) return;
-  float scales[Shared::kGroups];
-  const SoftmaxState state = softmax_merge(shared.states, scales);
-  float sum[4] = {};
-#pragma unroll
-  for (int i = 0; i < Shared::kGroups; ++i) {
-    const float4 other = shared.columns[i][lane];
-    const float others[4] = {other.x, other.y, other.z, other.w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) sum[j] += others[j] * scales[i];
-  }
-  store_four(static_cast<T*>(a.out) + out_head * kHeadDim + column, sum, softmax_inverse(state));
 }
 
 }  // namespace sparse

@@ -1,4 +1,8 @@
-// The kernel of the sparse step: resident thread blocks that draw work items of four kinds.
+// The kernel of the sparse step: resident thread blocks that draw work items of three kinds.
+//
+// Its instructions are many and most run once per item, so that fetching them takes much of the
+// time of a step on short contexts: loops are kept rolled and calls few, where the rate does not
+// need more.
 #pragma once
 
 #include "dependent_launch.cuh"
@@ -6,7 +10,9 @@
 #include "launch.h"
 #include "sparse_args.h"
 #include "sparse_attend.cuh"
+#include "sparse_merge.cuh"
 #include "sparse_plan.cuh"
+#include "sparse_queries.cuh"
 #include "sparse_scores.cuh"
 #include "sparse_sync.cuh"
 #include "sparse_topk.cuh"
@@ -14,118 +20,141 @@
 namespace trt_resa {
 namespace sparse {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = 32 * kWarps;
-
-// Small thread blocks, many per multiprocessor: while one waits for another, or finishes an item,
-// the others keep the memory busy. Registers set the number, and shared memory for head_dim 256;
-// the code for other GPUs than compute capability 9.0 needs a few registers more.
-constexpr int resident_thread_blocks(int head_dim, int head_tiles) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
-  constexpr int kMost = 3;
-#else
-  constexpr int kMost = 4;
-#endif
-  if (head_dim == 256) return 2;
-  if (head_tiles == 2) return head_dim == 64 ? 3 : 2;
-  return head_dim == 96 ? 3 : kMost;
+// What the code for an architecture can count on. A multiprocessor of a wide one gives a thread
+// block more than 200 KB of shared memory, and one thread block has it to itself. Elsewhere it
+// makes do with 100 KB, and as many run as fit.
+TRT_RESA_HOST_DEVICE constexpr bool is_wide(int compute_capability) {
+  return compute_capability == 90 || compute_capability == 100;
 }
 
-template <typename T_, int kHeadDim_, int kHeadTiles>
+template <typename T_, int kHeadDim_, int kHeadTiles, bool kWide>
 struct Config {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
-  using Attend = AttendShape<kHeadDim, kHeadTiles, kWarps>;
-  using Score = ScoreShape<kHeadDim, kWarps>;
-  static constexpr int kResident = resident_thread_blocks(kHeadDim, kHeadTiles);
+  static constexpr bool kIsWide = kWide;
+  static constexpr int kWarps = !kWide && kHeadDim == 256 ? 4 : 8;
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kResident = !kWide && kHeadDim * kHeadTiles <= 128 ? 2 : 1;
+  static constexpr int kListed = kWide ? 2048 : 512;  // blocks listed in shared memory
+  static constexpr int kRingBudget = kWide ? 160 * 1024 : 64 * 1024;
+  using Attend = AttendShape<kHeadDim, kHeadTiles, kWarps, kRingBudget>;
+  using Score = ScoreShape<kHeadDim, kWarps, kRingBudget>;
 
-  union Shared {
+  struct Shared {
+    union {
+      char summaries[Score::kStages * Score::kStageBytes];
+      TopK<kThreads, kRingBudget / 20 * 4> topk;
+      AttendShared<Attend> attend;
+      MergeShared<kThreads> merge;
+    };
     append::RopeTable<kHeadDim> rope;
-    TopK<kThreads> topk;
-    AttendShared<Attend> attend;
-    MergeShared<kHeadDim, kThreads> merge;
+    alignas(16) char queries[8 * kHeadTiles * kHeadDim * sizeof(T)];
+    uint32_t bins[kBins];
+    int32_t list[kListed];
+
+    __device__ T* staged() { return reinterpret_cast<T*>(queries); }
   };
+  // With the plan and a few words it fits what a thread block is given.
+  static_assert(sizeof(Shared) + sizeof(Plan) + 64 <= (kWide ? 227 : 99) * 1024);
 };
 
-// The token's K and V into the cache, its queries to `q`, the last block's summary.
-template <typename C>
-__device__ void do_append(const Args& a, const Plan& plan, const Progress& progress, int index,
-                          append::RopeTable<C::kHeadDim>& table) {
-  const int per_seq = div_up(a.q_heads + 2 * a.kv_heads, kWarps);
-  const int seq = index / per_seq;
-  const int kv_len = plan.kv_len[seq];
-  if (kv_len == 0) return;
-  append::TouchedBlock block;
-  block.seq = seq;
-  block.index = (kv_len - 1) / a.block_size;
-  block.first_row = plan.query_row[seq];
-  block.rows = 1;
-  block.first_slot = (kv_len - 1) % a.block_size;
-  append::append_head<typename C::T>(a.append, block, index % per_seq * kWarps + threadIdx.x / 32,
-                                     table);
-  arrive(progress.appended(seq));
-  if (index % per_seq * kWarps < a.q_heads && threadIdx.x == 0) {
-    add_release(progress.queries_written(seq), 1);
-  }
+__device__ __forceinline__ int32_t* row_counters(const Args& a, int row) {
+  return a.counters.rows + static_cast<int64_t>(row) * row_words(a.roles);
 }
 
-// Scores a chunk of a row; whoever is last chooses the row's selection.
+// The part's selection, from its first block on; null: all blocks in order.
 template <typename C>
-__device__ void do_score(const Args& a, const Plan& plan, const Progress& progress, int index,
-                         TopK<kThreads>& shared) {
-  __shared__ int scored_before;
-  const RowItem item = find_row_item(a, plan.score_end, index);
+__device__ const int32_t* choose(const Args& a, const Plan& plan, const RowItem& item,
+                                 const Part& part, int32_t* counters, typename C::Shared& shared) {
   const int row = item.row(a);
   const int blocks = blocks_of(a, plan.kv_len[item.seq]);
   const int wanted = plan.selected[item.seq];
-  const bool appends = (a.roles & kAppend) != 0;
-  int32_t* selection = a.selection + static_cast<int64_t>(row) * a.max_selected;
-
+  const bool attends = (a.roles & kAttend) != 0;
+  int32_t* selection = a.selection + static_cast<int64_t>(row) * a.max_selected + part.first_block;
+  if ((a.roles & kSelect) == 0) return selection;
   if (wanted == blocks) {
-    for (int i = threadIdx.x; i < blocks; i += kThreads) selection[i] = i;
-  } else {
-    score_chunk<typename C::T, C::kHeadDim, kWarps>(
-        a, plan, item, progress.queries_written(item.seq), appends ? div_up(a.q_heads, kWarps) : 0,
-        shared.histogram, reinterpret_cast<typename C::T*>(shared.candidates));
-    if (arrive_counting(progress.scored(a, row), scored_before) != item.pieces - 1) return;
-    shared.select(a.keys + static_cast<int64_t>(row) * a.key_pitch,
-                  a.counters.histogram + static_cast<int64_t>(row) * kBins, blocks, wanted,
-                  selection);
+    if (attends) return nullptr;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < blocks; i += C::kThreads) selection[i] = i;
+    return selection;
   }
-  // Whoever attends waits for the selection alone: the new token's K and V must stand too.
-  if (appends) {
-    wait(progress.appended(item.seq), div_up(a.q_heads + 2 * a.kv_heads, kWarps));
-  }
-  if ((a.roles & kAttend) != 0) arrive(progress.selected(a, row));
+  if (attends && part.end_block - part.first_block <= C::kListed) selection = shared.list;
+  wait(counters + kScoredWord, scored_items(a, plan, item.seq));
+  shared.topk.select(a.keys + static_cast<int64_t>(row) * a.key_pitch, counters + kHistogramWord,
+                     blocks, wanted, part.first_block, part.end_block, selection, shared.bins);
+  __syncthreads();
+  return selection;
 }
 
+// Attends to a part of a row's selection, whose queries are staged; whoever is last merges the
+// parts and clears the counters.
 template <typename C>
-__device__ void do_attend(const Args& a, const Plan& plan, const Progress& progress, int index,
-                          AttendShared<typename C::Attend>& shared) {
-  const RowItem item = find_row_item(a, plan.attend_end, index);
-  if ((a.roles & kSelect) != 0) wait(progress.selected(a, item.row(a)), 1);
-  attend<typename C::T>(a, plan, item, index, shared);
-  if (item.pieces > 1) arrive(progress.attended(a, item.row(a)));
+__device__ void do_attend(const Args& a, const Plan& plan, const RowItem& item, int index,
+                          int32_t* counters, typename C::Shared& shared) {
+  __shared__ int attended_before;
+  const Part part = part_of(a, plan, item);
+  const int32_t* selection = choose<C>(a, plan, item, part, counters, shared);
+  if ((a.roles & kAttend) != 0) {
+    // The new token is in the last block, of which two parts may have a piece.
+    if ((a.roles & kAppend) != 0 && part.end_block == plan.selected[item.seq]) {
+      wait(counters + kAppendedWord, 1);
+    }
+    attend<typename C::T>(a, plan, item, index, selection, shared.staged(), shared.attend);
+  }
+  if (item.pieces > 1) {
+    const int before = arrive_counting(counters + kAttendedWord, attended_before);
+    if (before + 1 != item.pieces) return;
+    const int64_t first_head = static_cast<int64_t>(plan.query_row[item.seq]) * a.q_heads +
+                               item.kv_head * (a.q_heads / a.kv_heads);
+    merge_parts<typename C::T, C::kHeadDim, C::kThreads>(a, first_head, item.first, item.pieces,
+                                                         shared.merge);
+  }
+#pragma unroll 1
+  for (int i = threadIdx.x; i < row_words(a.roles); i += C::kThreads) counters[i] = 0;
 }
 
-// Merges the parts of a slice of one query head.
+// Does an item; returns the counter that is then to be raised, or null.
 template <typename C>
-__device__ void do_merge(const Args& a, const Plan& plan, const Progress& progress, int index,
-                         MergeShared<C::kHeadDim, kThreads>& shared) {
-  using Shared = MergeShared<C::kHeadDim, kThreads>;
-  const int slice = index % Shared::kSlices;
-  const int seq = index / Shared::kSlices / a.q_heads;
-  const int head = index / Shared::kSlices % a.q_heads;
-  if (plan.kv_len[seq] == 0) return;
-  const int group = a.q_heads / a.kv_heads;
-  const int kv_head = head / group;
-  const int begin = seq == 0 ? 0 : plan.attend_end[seq - 1];
-  const int parts = (plan.attend_end[seq] - begin) / a.kv_heads;
-  if (parts == 1) return;
-  wait(progress.attended(a, seq * a.kv_heads + kv_head), parts);
-  const int64_t out_head = static_cast<int64_t>(plan.query_row[seq]) * a.q_heads + head;
-  merge_parts<typename C::T, C::kHeadDim, kThreads>(a, out_head, head % group, slice,
-                                                    begin + kv_head * parts, parts, shared);
+__device__ int32_t* do_item(const Args& a, const Plan& plan, int index, typename C::Shared& shared,
+                            Held& held) {
+  using T = typename C::T;
+  const bool scores = index < plan.score_items;
+  if (!scores && (index -= plan.score_items) < plan.append_items) {
+    const int seq =
+        static_cast<int>(static_cast<unsigned>(index) / static_cast<unsigned>(a.kv_heads));
+    if (plan.kv_len[seq] == 0) return nullptr;
+    append_row<T, C::kHeadDim, C::kWarps>(a, plan, seq, index - seq * a.kv_heads, shared.rope,
+                                          held);
+    return row_counters(a, index) + kAppendedWord;
+  }
+  if (!scores) index -= plan.append_items;
+  const RowItem item = find_row_item(a, scores ? plan.score_end : plan.attend_end, index);
+  int32_t* counters = row_counters(a, item.row(a));
+  ScoreItem<T, typename C::Score> score(a, plan, item, shared.summaries);
+  const auto start_scoring = [&] {
+    if (!scores) return;
+    score.start();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < kBins; i += C::kThreads) shared.bins[i] = 0;
+  };
+  if (scores || (a.roles & kAttend) != 0) {
+    stage_queries<T, C::kHeadDim, C::kWarps>(a, plan, item.seq, item.kv_head, shared.rope,
+                                             shared.staged(), held, start_scoring);
+  }
+  if (!scores) {
+    do_attend<C>(a, plan, item, index, counters, shared);
+    return nullptr;
+  }
+  score.score(shared.staged(), shared.bins);
+  __syncthreads();
+#pragma unroll 1
+  for (int i = threadIdx.x; i < kBins; i += C::kThreads) {
+    // The row's histogram has one line per atomic: keys crowd in neighbouring bins.
+    if (shared.bins[i] != 0) {
+      atomicAdd(counters + kHistogramWord + bin_slot(i), static_cast<int>(shared.bins[i]));
+    }
+  }
+  return counters + kScoredWord;
 }
 
 // Brings what the plan and every address come from to the L2 cache, also while the kernel before
@@ -133,7 +162,8 @@ __device__ void do_merge(const Args& a, const Plan& plan, const Progress& progre
 __device__ __forceinline__ void prefetch(const Args& a) {
   constexpr int kLineEntries = 128 / sizeof(int32_t);
   const int64_t entries = static_cast<int64_t>(a.batch_size) * a.max_blocks_per_seq;
-  const int64_t entry = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * kLineEntries;
+  const int64_t entry =
+      (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kLineEntries;
   const auto fetch = [](const void* line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line)); };
   if (entry < entries) fetch(a.block_table + entry);
   if (entry < a.batch_size) {
@@ -148,59 +178,51 @@ __device__ __forceinline__ void prefetch(const Args& a) {
 }
 
 template <typename C>
-__global__ void __launch_bounds__(kThreads, C::kResident)
-    sparse_kernel(const __grid_constant__ Args a) {
-  extern __shared__ __align__(128) char dynamic_shared[];
-  typename C::Shared& shared = *reinterpret_cast<typename C::Shared*>(dynamic_shared);
+__device__ void run_items(const Args& a, typename C::Shared& shared) {
   __shared__ Plan plan;
-  __shared__ int drawn, turn;
+  __shared__ int drawn;
 
   allow_next_kernel();
   prefetch(a);
   wait_for_previous_kernel();
-  const bool draws = threadIdx.x == kThreads - 1;
-  if (draws) {
-    turn = a.counters.ticket[1];
-    drawn = atomicAdd(a.counters.ticket, 1);
-  }
-  make_plan<kWarps>(a, C::Score::kPerRound, MergeShared<C::kHeadDim, kThreads>::kSlices, plan);
+  const bool draws = threadIdx.x == C::kThreads - 1;
+  if (draws) drawn = atomicAdd(a.counters.ticket, 1);
+  make_plan(a, C::Score::kPerRound, plan);
   __syncthreads();
 
-  const int words = static_cast<int>(set_words(a.batch_size, a.kv_heads));
-  const Progress progress{a.counters.sets + turn * words};
-  for (int i = blockIdx.x * kThreads + threadIdx.x; i < words; i += gridDim.x * kThreads) {
-    a.counters.sets[(turn ^ 1) * words + i] = 0;
-  }
+  Held held;
   int item = drawn;
+#pragma unroll 1
   while (item < plan.items()) {
-    // Drawn ahead, so that the next number does not cost a round trip to the L2 cache.
+    int32_t* done = do_item<C>(a, plan, item, shared, held);
     int next = 0;
     if (draws) next = atomicAdd(a.counters.ticket, 1);
-    int index = item;
-    if (index < plan.append_items) {
-      do_append<C>(a, plan, progress, index, shared.rope);
-    } else if ((index -= plan.append_items) < plan.score_items) {
-      do_score<C>(a, plan, progress, index, shared.topk);
-    } else if ((index -= plan.score_items) < plan.attend_items) {
-      do_attend<C>(a, plan, progress, index, shared.attend);
-    } else {
-      do_merge<C>(a, plan, progress, index - plan.attend_items, shared.merge);
-    }
     __syncthreads();  // the item's shared memory is free, and `drawn` has been read by all
+    if (done != nullptr && threadIdx.x == 0) add_release(done, 1);
     if (draws) drawn = next;
     __syncthreads();
     item = drawn;
   }
   // Each thread block draws one number beyond the last item; with the last of these all have drawn.
   if (item == plan.items() + static_cast<int>(gridDim.x) - 1) {
-    if (draws) {
-      a.counters.ticket[0] = 0;
-      a.counters.ticket[1] = turn ^ 1;
-    }
+    if (draws) *a.counters.ticket = 0;
     if (a.counts != nullptr) {
-      for (int i = threadIdx.x; i < a.batch_size; i += kThreads) a.counts[i] = plan.selected[i];
+#pragma unroll 1
+      for (int i = threadIdx.x; i < a.batch_size; i += C::kThreads) a.counts[i] = plan.selected[i];
     }
   }
+}
+
+// Compiled to nothing for the architectures that take the other width.
+template <typename C>
+__global__ void __launch_bounds__(C::kThreads, C::kResident)
+    sparse_kernel(const __grid_constant__ Args a) {
+#ifdef __CUDA_ARCH__
+  if constexpr (C::kIsWide == is_wide(__CUDA_ARCH__ / 10)) {
+    extern __shared__ __align__(128) char dynamic_shared[];
+    run_items<C>(a, *reinterpret_cast<typename C::Shared*>(dynamic_shared));
+  }
+#endif
 }
 
 // As many thread blocks as the device holds at once.
@@ -217,19 +239,32 @@ int32_t launch_kernel(const Args& args, void* stream) {
                                  static_cast<int>(kSharedBytes));
   }
   if (error == cudaSuccess) {
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, sparse_kernel<C>, kThreads,
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, sparse_kernel<C>, C::kThreads,
                                                           kSharedBytes);
   }
   if (error != cudaSuccess) return cuda_status(error);
   const dim3 grid(static_cast<unsigned>(multiprocessors * resident));
-  return launch(sparse_kernel<C>, grid, dim3(kThreads), stream, args,
+  return launch(sparse_kernel<C>, grid, dim3(C::kThreads), stream, args,
                 LaunchOptions{kSharedBytes, true});
+}
+
+// The width follows the code that was loaded: that of a later architecture than any known one is
+// made from the newest there is.
+template <typename T, int kHeadDim, int kHeadTiles>
+int32_t launch_for_width(const Args& args, void* stream) {
+  using Wide = Config<T, kHeadDim, kHeadTiles, true>;
+  using Narrow = Config<T, kHeadDim, kHeadTiles, false>;
+  cudaFuncAttributes attributes;
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, sparse_kernel<Wide>);
+  if (error != cudaSuccess) return cuda_status(error);
+  return is_wide(attributes.ptxVersion) ? launch_kernel<Wide>(args, stream)
+                                        : launch_kernel<Narrow>(args, stream);
 }
 
 template <typename T, int kHeadDim>
 int32_t launch_for_group(const Args& args, void* stream) {
-  return args.q_heads / args.kv_heads <= 8 ? launch_kernel<Config<T, kHeadDim, 1>>(args, stream)
-                                           : launch_kernel<Config<T, kHeadDim, 2>>(args, stream);
+  return args.q_heads / args.kv_heads <= 8 ? launch_for_width<T, kHeadDim, 1>(args, stream)
+                                           : launch_for_width<T, kHeadDim, 2>(args, stream);
 }
 
 template <int kHeadDim>

@@ -1,9 +1,8 @@
 // Which work there is in a launch. Every thread block derives the same plan from the lengths.
 //
-// Items in order: append, score (by row, then chunk of blocks), attend (by row, then part of the
-// selection), merge (by query head, then slice of columns). Rows are scored one after another, so
-// the selection of one hides behind the scoring of the next, and that of the last behind the
-// attention of the first.
+// Items in order: score (by row, then chunk of blocks), append (by row), attend (by row, then part
+// of the selection; where blocks are only selected, one item per row that writes the selection).
+// Rows are scored one after another, so that the first stand when thread blocks begin to attend.
 #pragma once
 
 #include "blocks.h"
@@ -12,10 +11,10 @@
 namespace trt_resa {
 namespace sparse {
 
-constexpr int kTileKeys = 16;  // keys that a warp attends to at a time
-constexpr int kMaxScoreRounds = 8;
-constexpr int kScoreItemsPerThreadBlock = 2;
-constexpr int kPartsPerThreadBlock = 1;  // into which the tiles of all rows are divided
+constexpr int kTileShift = 4;
+constexpr int kTileKeys = 1 << kTileShift;  // keys that a warp attends to at a time
+constexpr int kMaxScoreRounds = 16;         // at most the bits of a word
+constexpr int kMinPartTiles = 8;            // smaller parts cost more to merge than they gain
 
 struct Plan {
   int kv_len[kMaxBatch];  // 0: the sequence is ignored
@@ -24,20 +23,15 @@ struct Plan {
   int score_end[kMaxBatch];   // score items of the sequences up to and including this one
   int attend_end[kMaxBatch];  // the same of attend items
   int score_rounds;           // per score item
-  int part_tiles;             // tiles per attend item
-  // Numbers of the items: [0, append_end) append, [append_end, score_end_all) score, and so on.
-  int append_items;
   int score_items;
+  int append_items;
   int attend_items;
-  int merge_items;
 
-  __device__ int items() const { return append_items + score_items + attend_items + merge_items; }
+  __device__ int items() const { return score_items + append_items + attend_items; }
 };
 
 __device__ inline int warp_sum(int value) {
-#pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) value += __shfl_xor_sync(0xffffffffu, value, mask);
-  return value;
+  return __reduce_add_sync(0xffffffffu, value);
 }
 
 __device__ inline int warp_inclusive_sum(int value) {
@@ -49,8 +43,9 @@ __device__ inline int warp_inclusive_sum(int value) {
   return value;
 }
 
+// Of numbers that are not negative: unsigned, since that divides faster.
 __device__ inline int div_up(int a, int b) {
-  return (a + b - 1) / b;
+  return static_cast<int>(static_cast<unsigned>(a + b - 1) / static_cast<unsigned>(b));
 }
 
 __device__ __forceinline__ int blocks_of(const Args& a, int kv_len) {
@@ -70,80 +65,6 @@ __device__ inline int usable_length(const Args& a, int seq, int* query_row) {
   return kv_len > 0 && kv_len <= room ? kv_len : 0;
 }
 
-// Called by all threads; one warp works. A barrier must follow before the plan is read.
-// kWarps: warps of the thread block; round_blocks: blocks that it scores at a time;
-// merge_slices: merge items per query head.
-template <int kWarps>
-__device__ void make_plan(const Args& a, int round_blocks, int merge_slices, Plan& plan) {
-  if (threadIdx.x >= 32) return;
-  const int lane = threadIdx.x;
-  const int tiles_per_block = a.block_size / kTileKeys;
-  const int limit = min(a.max_selected, a.max_blocks_per_seq);
-
-  int tiles = 0, scored = 0;
-  for (int seq = lane; seq < a.batch_size; seq += 32) {
-    int query_row;
-    const int kv_len = usable_length(a, seq, &query_row);
-    const int blocks = blocks_of(a, kv_len);
-    int selected;
-    if (a.given_counts != nullptr) {
-      selected = max(0, min(a.given_counts[seq], limit));
-    } else if (kv_len <= a.dense_below) {
-      selected = blocks;
-    } else {
-      selected = static_cast<int>(num_selected(blocks, a.keep_ratio, a.min_blocks));
-    }
-    if (kv_len == 0) selected = 0;
-    plan.kv_len[seq] = kv_len;
-    plan.query_row[seq] = query_row;
-    plan.selected[seq] = selected;
-    tiles += selected * tiles_per_block;
-    if (selected < blocks) scored += blocks;
-  }
-  // No fewer tiles than warps, and no more parts than slots.
-  const int parts = min(static_cast<int>(gridDim.x) * kPartsPerThreadBlock, kMaxParts);
-  const int all_tiles = warp_sum(tiles) * a.kv_heads;
-  const int part_tiles = div_up(max(div_up(all_tiles, parts), 1), kWarps) * kWarps;
-
-  // Two score items per thread block where there is work enough, so that the first rows are chosen
-  // from while the last are scored; several rounds each, since an item costs more than its loads.
-  const int all_rounds = div_up(warp_sum(scored) * a.kv_heads, round_blocks);
-  const int score_rounds = max(
-      1,
-      min(all_rounds / (kScoreItemsPerThreadBlock * static_cast<int>(gridDim.x)), kMaxScoreRounds));
-
-  int score_items = 0, attend_items = 0;
-  for (int base = 0; base < a.batch_size; base += 32) {
-    const int seq = base + lane;
-    int chunks = 0, pieces = 0;
-    if (seq < a.batch_size && plan.kv_len[seq] > 0) {
-      const int blocks = blocks_of(a, plan.kv_len[seq]);
-      const bool everything = plan.selected[seq] == blocks;
-      chunks = everything ? 1 : div_up(blocks, round_blocks * score_rounds);
-      pieces = max(div_up(plan.selected[seq] * tiles_per_block, part_tiles), 1);
-    }
-    if ((a.roles & kSelect) == 0) chunks = 0;
-    if ((a.roles & kAttend) == 0) pieces = 0;
-    const int score_end = score_items + warp_inclusive_sum(chunks * a.kv_heads);
-    const int attend_end = attend_items + warp_inclusive_sum(pieces * a.kv_heads);
-    if (seq < a.batch_size) {
-      plan.score_end[seq] = score_end;
-      plan.attend_end[seq] = attend_end;
-    }
-    score_items = __shfl_sync(0xffffffffu, score_end, 31);
-    attend_items = __shfl_sync(0xffffffffu, attend_end, 31);
-  }
-  if (lane == 0) {
-    const int heads = a.q_heads + 2 * a.kv_heads;
-    plan.score_rounds = score_rounds;
-    plan.part_tiles = part_tiles;
-    plan.append_items = (a.roles & kAppend) != 0 ? a.batch_size * div_up(heads, kWarps) : 0;
-    plan.score_items = score_items;
-    plan.attend_items = attend_items;
-    plan.merge_items = (a.roles & kAttend) != 0 ? a.batch_size * a.q_heads * merge_slices : 0;
-  }
-}
-
 // One of the equal pieces of work of one row.
 struct RowItem {
   int seq;
@@ -158,6 +79,7 @@ struct RowItem {
 // `ends` is score_end or attend_end, `index` an item of that kind.
 __device__ inline RowItem find_row_item(const Args& a, const int (&ends)[kMaxBatch], int index) {
   int low = 0, high = a.batch_size - 1;  // the first sequence that ends beyond `index`
+#pragma unroll 1
   while (low < high) {
     const int middle = (low + high) / 2;
     if (ends[middle] > index) {
@@ -169,11 +91,114 @@ __device__ inline RowItem find_row_item(const Args& a, const int (&ends)[kMaxBat
   const int begin = low == 0 ? 0 : ends[low - 1];
   RowItem item;
   item.seq = low;
-  item.pieces = (ends[low] - begin) / a.kv_heads;
-  item.kv_head = (index - begin) / item.pieces;
-  item.piece = (index - begin) % item.pieces;
+  const unsigned place = static_cast<unsigned>(index - begin);
+  item.pieces = static_cast<int>(static_cast<unsigned>(ends[low] - begin) /
+                                 static_cast<unsigned>(a.kv_heads));
+  item.kv_head = static_cast<int>(place / static_cast<unsigned>(item.pieces));
+  item.piece = static_cast<int>(place) - item.kv_head * item.pieces;
   item.first = index - item.piece;
   return item;
+}
+
+// The first warp divides what is attended to, the second what is scored; the others pass. A barrier
+// must follow before the plan is read. round_blocks: blocks that a thread block scores at a time.
+inline __device__ void make_plan(const Args& a, int round_blocks, Plan& plan) {
+  if (threadIdx.x >= 64) return;
+  const bool scores = threadIdx.x >= 32;
+  const int lane = threadIdx.x % 32;
+  const int tiles_per_block = a.block_size / kTileKeys;
+  const int limit = min(a.max_selected, a.max_blocks_per_seq);
+  int* ends = scores ? plan.score_end : plan.attend_end;
+
+  // The sequence's tiles to attend to or blocks to score, left in `ends` where there are more
+  // sequences than lanes.
+  int amount = 0, all = 0;
+#pragma unroll 1
+  for (int seq = lane; seq < a.batch_size; seq += 32) {
+    int query_row;
+    const int kv_len = usable_length(a, seq, &query_row);
+    const int blocks = blocks_of(a, kv_len);
+    int selected;
+    if (a.given_counts != nullptr) {
+      selected = max(0, min(a.given_counts[seq], limit));
+    } else if (kv_len <= a.dense_below) {
+      selected = blocks;
+    } else {
+      selected = static_cast<int>(num_selected(blocks, a.keep_ratio, a.min_blocks));
+    }
+    if (kv_len == 0) selected = 0;
+    if (!scores) {
+      plan.kv_len[seq] = kv_len;
+      plan.query_row[seq] = query_row;
+      plan.selected[seq] = selected;
+      // A sequence has a part even where it sees nothing, and a row of zeros then.
+      amount = kv_len == 0 ? 0 : max(selected * tiles_per_block, 1);
+    } else {
+      amount = (a.roles & kSelect) != 0 && selected < blocks ? blocks : 0;
+    }
+    ends[seq] = amount;
+    all += amount;
+  }
+  all = warp_sum(all) * a.kv_heads;
+  const int thread_blocks = static_cast<int>(gridDim.x);
+  int unit = 1;  // blocks of a score item
+  if (scores) {
+    // One item per thread block, or several equal ones where there is much work.
+    const int share = max(div_up(div_up(all, round_blocks), thread_blocks), 1);
+    const int rounds = div_up(share, div_up(share, kMaxScoreRounds));
+    unit = rounds * round_blocks;
+    if (lane == 0) plan.score_rounds = rounds;
+  }
+
+  int items = 0;
+#pragma unroll 1
+  for (int base = 0; base < a.batch_size; base += 32) {
+    const int seq = base + lane;
+    if (a.batch_size > 32) amount = seq < a.batch_size ? ends[seq] : 0;
+    int pieces = 0;
+    if (scores) {
+      pieces = div_up(amount, unit);
+    } else if (amount > 0) {
+      // As many parts as the row's share of the thread blocks, so that all are at work at once.
+      const int64_t parts = min(thread_blocks, kMaxParts);
+      const int share =
+          static_cast<int>(static_cast<uint64_t>(amount * parts) / static_cast<uint64_t>(all));
+      pieces = (a.roles & kAttend) != 0 ? max(min(share, amount / kMinPartTiles), 1) : 1;
+    }
+    const int end = items + warp_inclusive_sum(pieces) * a.kv_heads;
+    if (seq < a.batch_size) ends[seq] = end;
+    items = __shfl_sync(0xffffffffu, end, 31);
+  }
+  if (lane != 0) return;
+  (scores ? plan.score_items : plan.attend_items) = items;
+  if (scores) plan.append_items = (a.roles & kAppend) != 0 ? a.batch_size * a.kv_heads : 0;
+}
+
+// Score items of one row of a sequence.
+__device__ inline int scored_items(const Args& a, const Plan& plan, int seq) {
+  const int begin = seq == 0 ? 0 : plan.score_end[seq - 1];
+  return (plan.score_end[seq] - begin) / a.kv_heads;
+}
+
+// What an attend item covers of its row's selection.
+struct Part {
+  int first_tile;
+  int end_tile;
+  int first_block;  // of which the first tile is one
+  int end_block;
+};
+
+__device__ inline Part part_of(const Args& a, const Plan& plan, const RowItem& item) {
+  const int tiles_per_block = a.block_size / kTileKeys;
+  const int row_tiles = plan.selected[item.seq] * tiles_per_block;
+  Part part;
+  const unsigned pieces = item.pieces;
+  part.first_tile = static_cast<int>(static_cast<unsigned>(item.piece * row_tiles) / pieces);
+  part.end_tile = static_cast<int>(static_cast<unsigned>((item.piece + 1) * row_tiles) / pieces);
+  const int shift = a.block_shift - kTileShift;
+  part.first_block = part.first_tile >> shift;
+  part.end_block = (part.end_tile + tiles_per_block - 1) >> shift;
+  return part;
 }
 
 }  // namespace sparse

@@ -58,9 +58,8 @@ Sizes carve(Args& args, void* workspace, void* counters) {
   const bool selects = (args.roles & kSelect) != 0;
 
   Carver counted(counters);
-  counted.take(args.counters.ticket, 2);
-  counted.take(args.counters.sets, 2 * set_words(batch, args.kv_heads));
-  counted.take(args.counters.histogram, selects ? rows * kBins : 0);
+  counted.take(args.counters.ticket, 1);
+  counted.take(args.counters.rows, rows * row_words(args.roles));
 
   Carver scratch(workspace);
   args.block_shift = args.block_size == 16 ? 4 : args.block_size == 32 ? 5 : 6;

@@ -7,10 +7,10 @@
 #pragma once
 
 #include "kv_append.cuh"
+#include "mma.cuh"
 #include "pool.cuh"
 #include "sparse_args.h"
 #include "sparse_plan.cuh"
-#include "sparse_sync.cuh"
 #include "sparse_topk.cuh"
 #include "vec.h"
 
@@ -26,6 +26,7 @@ struct MeanQuery {
   template <typename T>
   __device__ void set(const T* q, int group, int head_dim) {
     float sum[kVecSize] = {};
+#pragma unroll 1
     for (int head = 0; head < group; ++head) {
       float x[kVecSize];
       Vec<T>::load(q + head * head_dim).to_floats(x);
@@ -58,162 +59,151 @@ struct MeanQuery {
   }
 };
 
-template <int kHeadDim, int kWarps>
+// kRingBudget: bytes of shared memory for the summaries that are on their way.
+template <int kHeadDim_, int kWarps_, int kRingBudget>
 struct ScoreShape {
+  static constexpr int kHeadDim = kHeadDim_;
+  static constexpr int kWarps = kWarps_;
   using L = append::Layout<kHeadDim>;
-  static constexpr int kPerLane = 4;  // summaries that a lane loads per round
+  static constexpr int kPerLane = 2;  // summaries that a lane reads per round
   static constexpr int kPerWarp = kPerLane * L::kRowsPerPass;
   static constexpr int kPerRound = kPerWarp * kWarps;
-  static_assert(32 % kPerWarp == 0 && kPerLane <= L::kLanes);
+  static constexpr int kStageBytes = kWarps * kPerLane * 2 * 32 * 16;
+  static constexpr int kFitting = kRingBudget / kStageBytes;
+  static constexpr int kStages = kFitting > 8 ? 8 : kFitting;
+  static_assert(32 % kPerWarp == 0 && kPerLane <= L::kLanes && kStages >= 3);
 };
 
-// The summaries of one round of a warp.
+// A score item: each warp goes through plan.score_rounds rounds of kPerWarp blocks, which follow
+// one another. A lane reads back what it brought to shared memory itself: 16 bytes of the minima
+// and of the maxima of each of its summaries.
 template <typename T, typename Shape>
-struct ScoreRound {
-  Vec<T> low[Shape::kPerLane];
-  Vec<T> high[Shape::kPerLane];
-  int pool_block;  // of the block whose key this lane will write; below 0: its score is ignored
-};
-
-// A warp's blocks of a score item: plan.score_rounds rounds of kPerWarp, one after another.
-template <typename T, int kHeadDim, int kWarps>
-struct ScoreStream {
-  using Shape = ScoreShape<kHeadDim, kWarps>;
+class ScoreItem {
+  static constexpr int kHeadDim = Shape::kHeadDim;
   using L = typename Shape::L;
-  using Round = ScoreRound<T, Shape>;
 
-  const Args& a;
-  int first;         // block
-  int scored_begin;  // blocks before and behind these are forced and not read: the append may be
-  int scored_end;    // rewriting the last one's summary
-  const int32_t* table;  // of the sequence
-  const T* summaries;    // of the KV head, at this lane's column
-  int lane_in_row;
-  int row_in_pass;
-  int pool_blocks = -1;       // lane l: of the l-th of 32 blocks
-  int next_pool_blocks = -1;  // and of those behind them
+ public:
+  __device__ ScoreItem(const Args& a, const Plan& plan, const RowItem& item, void* ring)
+      : a_(a),
+        rounds_(plan.score_rounds),
+        row_(item.row(a)),
+        blocks_(blocks_of(a, plan.kv_len[item.seq])),
+        table_(a.block_table + static_cast<int64_t>(item.seq) * a.max_blocks_per_seq) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int lane_in_row = lane % L::kLanes;
+    first_ = (item.piece * Shape::kWarps + warp) * rounds_ * Shape::kPerWarp;
+    column_ = (lane_in_row < L::kVecs ? lane_in_row : 0) * kVecSize;
+    summaries_ =
+        pool<const T>(a.summary, a.append.indirect) + item.kv_head * 2 * kHeadDim + column_;
+    ring_ = static_cast<char*>(ring) + (warp * Shape::kPerLane * 2 * 32 + lane) * 16;
+    mine_ = lane_in_row * L::kRowsPerPass + lane / L::kLanes;
+  }
 
+  // Starts the first copies.
+  __device__ void start() {
+#pragma unroll 1
+    for (int round = 0; round < Shape::kStages - 1; ++round) start(round);
+  }
+
+  // Keys to the workspace and to the histogram `bins`. `queries` are the group's, in shared memory.
+  __device__ void score(const T* queries, uint32_t (&bins)[kBins]) {
+    MeanQuery mean;
+    mean.set(queries + column_, a_.q_heads / a_.kv_heads, kHeadDim);
+#pragma unroll 1
+    for (int round = 0; round < rounds_; ++round) {
+      cp_async_wait<Shape::kStages - 2>();
+      finish(round, mean, bins);
+      start(round + Shape::kStages - 1);
+    }
+  }
+
+ private:
+  __device__ char* stage(int round) const {
+    return ring_ + round % Shape::kStages * Shape::kStageBytes;
+  }
+
+  // Blocks that are forced are not read: the append may be rewriting the last one's summary.
+  __device__ bool is_scored(int block) const {
+    return block >= a_.sink_blocks && block < blocks_ - a_.local_blocks;
+  }
+
+  // The pool block of this lane's one of 32 blocks, or -1 where its summary is not to be read.
   __device__ int look_up(int block) const {
     block += threadIdx.x % 32;
-    if (block < scored_begin || block >= scored_end) return -1;
-    const int pool_block = table[block];
-    return pool_block < a.num_blocks ? pool_block : -1;
+    if (!is_scored(block)) return -1;
+    const int pool_block = table_[block];
+    return pool_block < a_.num_blocks ? pool_block : -1;
   }
 
-  // All lanes read something: where the score does not matter, the first block of the pool.
-  __device__ void load(int round, Round& out) {
-    const int begin = round * Shape::kPerWarp;
-    const int place = begin % 32;
-    if (place == 0) {
-      pool_blocks = begin == 0 ? look_up(first) : next_pool_blocks;
-      next_pool_blocks = look_up(first + begin + 32);
-    }
-#pragma unroll
-    for (int i = 0; i < Shape::kPerLane; ++i) {
-      const int source =
-          __shfl_sync(append::kAllLanes, pool_blocks, place + i * L::kRowsPerPass + row_in_pass);
-      const T* summary =
-          summaries + static_cast<int64_t>(max(source, 0)) * (a.kv_heads * 2 * kHeadDim);
-      out.low[i] = Vec<T>::load(summary);
-      out.high[i] = Vec<T>::load(summary + kHeadDim);
-    }
-    out.pool_block = __shfl_sync(append::kAllLanes, pool_blocks, (place + index_in_round()) % 32);
-  }
-
-  // The block of a round whose key this lane writes; kPerWarp or more: none.
-  __device__ int index_in_round() const { return lane_in_row * L::kRowsPerPass + row_in_pass; }
-
-  // The score of that block.
-  __device__ float score(const MeanQuery& mean, const Round& round) const {
-    float scores[Shape::kPerLane];
-#pragma unroll
-    for (int i = 0; i < Shape::kPerLane; ++i) {
-      scores[i] = lane_in_row < L::kVecs ? mean.score(round.low[i], round.high[i]) : 0.0f;
-    }
-    float mine = 0.0f;
-#pragma unroll
-    for (int mask = 1; mask < L::kLanes; mask *= 2) {
+  // Starts the copies of a round; an empty group behind the last one, so that the number of groups
+  // in flight is constant.
+  __device__ void start(int round) {
+    if (round < rounds_) {
+      const int begin = round * Shape::kPerWarp;
+      const int place = begin % 32;
+      if (place == 0) {
+        pool_blocks_ = begin == 0 ? look_up(first_) : next_pool_blocks_;
+        next_pool_blocks_ =
+            begin + 32 < rounds_ * Shape::kPerWarp ? look_up(first_ + begin + 32) : -1;
+      }
+      const int row_in_pass = threadIdx.x % 32 / L::kLanes;
 #pragma unroll
       for (int i = 0; i < Shape::kPerLane; ++i) {
-        scores[i] += __shfl_xor_sync(append::kAllLanes, scores[i], mask);
+        const int source =
+            __shfl_sync(append::kAllLanes, pool_blocks_, place + i * L::kRowsPerPass + row_in_pass);
+        const T* summary =
+            summaries_ + static_cast<int64_t>(max(source, 0)) * (a_.kv_heads * 2 * kHeadDim);
+        const uint32_t target = shared_address(stage(round)) + i * (2 * 32 * 16);
+        cp_async_16(target, summary, source >= 0);
+        cp_async_16(target + 32 * 16, summary + kHeadDim, source >= 0);
       }
+      // Whether the block whose key this lane will write can be read.
+      const int own = __shfl_sync(append::kAllLanes, pool_blocks_, (place + mine_) % 32);
+      readable_ |= (own >= 0 ? 1u : 0u) << round;
     }
+    cp_async_commit();
+  }
+
+  __device__ void finish(int round, const MeanQuery& mean, uint32_t (&bins)[kBins]) {
+    const int lane_in_row = threadIdx.x % L::kLanes;
+    const T* summaries = reinterpret_cast<const T*>(stage(round));
+    float own = 0.0f;
 #pragma unroll
     for (int i = 0; i < Shape::kPerLane; ++i) {
-      if (lane_in_row == i) mine = scores[i];
+      const T* low = summaries + i * (2 * 32 * kVecSize);
+      float score = 0.0f;
+      if (lane_in_row < L::kVecs) {
+        score = mean.score(Vec<T>::load(low), Vec<T>::load(low + 32 * kVecSize));
+      }
+#pragma unroll
+      for (int mask = 1; mask < L::kLanes; mask *= 2) {
+        score += __shfl_xor_sync(append::kAllLanes, score, mask);
+      }
+      if (lane_in_row == i) own = score;
     }
-    return mine;
-  }
-};
-
-// Keys of a chunk of blocks of a row to the workspace and the row's histogram. The queries stand
-// when `written` counts up to `writes` (0: they stand already). The loads of a round are in flight
-// while the round before is scored. Shared memory: `bins`, since keys crowd in few bins and an
-// atomic per key on the row's histogram would take longer than the summaries; `staged` for the
-// group's queries.
-template <typename T, int kHeadDim, int kWarps>
-__device__ void score_chunk(const Args& a, const Plan& plan, const RowItem& item,
-                            const int32_t* written, int writes, uint32_t (&bins)[kBins],
-                            T* staged) {
-  using Stream = ScoreStream<T, kHeadDim, kWarps>;
-  using Shape = typename Stream::Shape;
-  using L = typename Stream::L;
-  constexpr int kThreads = 32 * kWarps;
-  const int lane_in_row = threadIdx.x % L::kLanes;
-  const int column = (lane_in_row < L::kVecs ? lane_in_row : 0) * kVecSize;
-  const int blocks = blocks_of(a, plan.kv_len[item.seq]);
-  const int rounds = plan.score_rounds;
-  const int64_t row = item.row(a);
-
-  Stream stream{
-      a,
-      (item.piece * kWarps + static_cast<int>(threadIdx.x) / 32) * rounds * Shape::kPerWarp,
-      a.sink_blocks,
-      blocks - a.local_blocks,
-      a.block_table + static_cast<int64_t>(item.seq) * a.max_blocks_per_seq,
-      pool<const T>(a.summary, a.append.indirect) + item.kv_head * 2 * kHeadDim + column,
-      lane_in_row,
-      static_cast<int>(threadIdx.x) % 32 / L::kLanes,
-  };
-  typename Stream::Round even, odd;
-  stream.load(0, even);
-
-  for (int i = threadIdx.x; i < kBins; i += kThreads) bins[i] = 0;
-  if (writes > 0) wait(written, writes);
-  const int group = a.q_heads / a.kv_heads;
-  const T* q = static_cast<const T*>(a.q) +
-               (static_cast<int64_t>(plan.query_row[item.seq]) * a.q_heads + item.kv_head * group) *
-                   kHeadDim;
-  for (int i = threadIdx.x; i < group * L::kVecs; i += kThreads) {
-    Vec<T>::load(q + i * kVecSize).store(staged + i * kVecSize);
-  }
-  __syncthreads();
-  MeanQuery mean;
-  mean.set(staged + column, group, kHeadDim);
-
-  const auto finish = [&](int round, const typename Stream::Round& loaded) {
-    const float score = stream.score(mean, loaded);
-    const int index = stream.index_in_round();
-    const int block = stream.first + round * Shape::kPerWarp + index;
-    if (index >= Shape::kPerWarp || block >= blocks) return;
-    const bool forced = block < stream.scored_begin || block >= stream.scored_end;
-    const uint32_t key = forced ? kForcedKey : loaded.pool_block < 0 ? 0u : ordered_key(score);
-    a.keys[row * a.key_pitch + block] = key;
+    const int block = first_ + round * Shape::kPerWarp + mine_;
+    if (mine_ >= Shape::kPerWarp || block >= blocks_) return;
+    const uint32_t key = !is_scored(block)               ? kForcedKey
+                         : (readable_ >> round & 1) == 0 ? 0u
+                                                         : ordered_key(own);
+    a_.keys[static_cast<int64_t>(row_) * a_.key_pitch + block] = key;
     atomicAdd(&bins[bin_of(key)], 1u);
-  };
-  for (int round = 0; round < rounds; round += 2) {
-    if (round + 1 < rounds) stream.load(round + 1, odd);
-    finish(round, even);
-    if (round + 1 == rounds) break;
-    if (round + 2 < rounds) stream.load(round + 2, even);
-    finish(round + 1, odd);
   }
-  __syncthreads();
-  uint32_t* histogram = a.counters.histogram + row * kBins;
-  for (int i = threadIdx.x; i < kBins; i += kThreads) {
-    if (bins[i] != 0) atomicAdd(histogram + bin_slot(i), bins[i]);
-  }
-}
+
+  const Args& a_;
+  int rounds_;
+  int row_;
+  int blocks_;
+  int first_;             // block of the warp
+  int column_;            // of this lane in a row
+  int mine_;              // the block of a round whose key this lane writes; kPerWarp or more: none
+  const int32_t* table_;  // of the sequence
+  const T* summaries_;    // of the KV head, at this lane's column
+  char* ring_;            // this lane's place in the first stage
+  int pool_blocks_ = -1;  // lane l: of the l-th of 32 blocks
+  int next_pool_blocks_ = -1;  // and of those behind them
+  uint32_t readable_ = 0;      // bit per round
+};
 
 }  // namespace sparse
 }  // namespace trt_resa

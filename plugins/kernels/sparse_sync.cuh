@@ -34,18 +34,13 @@ __device__ __forceinline__ void add_release(int32_t* address, int value) {
 
 // These are called by all threads of a thread block. What any of them wrote before it arrived is
 // visible to all threads of a block after its wait for that count, or after `arrive_counting` that
-// returned the count before it.
+// returned the last count.
 __device__ __forceinline__ void wait(const int32_t* counter, int count) {
   if (threadIdx.x == 0) {
     while (load_acquire(counter) != count) {
     }
   }
   __syncthreads();
-}
-
-__device__ __forceinline__ void arrive(int32_t* counter) {
-  __syncthreads();
-  if (threadIdx.x == 0) add_release(counter, 1);
 }
 
 // Returns the count before. `broadcast` is shared memory that nothing else uses until the next
@@ -56,24 +51,6 @@ __device__ __forceinline__ int arrive_counting(int32_t* counter, int& broadcast)
   __syncthreads();
   return broadcast;
 }
-
-// What the thread blocks of one launch count: one of Counters::sets.
-struct Progress {
-  int32_t* set;
-
-  // Append items of a sequence that are done, and those of them that write queries.
-  __device__ int32_t* appended(int seq) const { return set + 2 * seq; }
-  __device__ int32_t* queries_written(int seq) const { return set + 2 * seq + 1; }
-  // Of a row: score items done, whether the selection stands (1), attend items done.
-  __device__ int32_t* scored(const Args& a, int row) const { return of_row(a, row, 0); }
-  __device__ int32_t* selected(const Args& a, int row) const { return of_row(a, row, 1); }
-  __device__ int32_t* attended(const Args& a, int row) const { return of_row(a, row, 2); }
-
- private:
-  __device__ int32_t* of_row(const Args& a, int row, int kind) const {
-    return set + 2 * a.batch_size + kind * (a.batch_size * a.kv_heads) + row;
-  }
-};
 
 }  // namespace sparse
 }  // namespace trt_resa

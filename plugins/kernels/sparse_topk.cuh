@@ -7,14 +7,15 @@
 // of which the first blocks are taken. The result is a function of the keys alone.
 #pragma once
 
+#include "mma.cuh"
 #include "sparse_args.h"
 #include "sparse_plan.cuh"
 
 namespace trt_resa {
 namespace sparse {
 
-constexpr uint32_t kForcedKey = 0xffffffffu;
-constexpr uint32_t kNanKey = 0xfffffffeu;  // NaN comes before every number, as in torch.sort
+constexpr uint32_t kForcedKey = 0xfffffffeu;  // one key is above it, see TopK::write
+constexpr uint32_t kNanKey = 0xfffffffdu;     // NaN comes before every number, as in torch.sort
 
 __device__ __forceinline__ uint32_t ordered_key(float score) {
   if (isnan(score)) return kNanKey;
@@ -72,251 +73,197 @@ __device__ inline Interval interval_of_bin(int bin) {
   return interval;
 }
 
-template <int kThreads>
+// Keys are taken in steps of 128, four per lane of a warp; the numbers of what is taken in each
+// step say where its blocks go. Loops stay rolled: every thread block that attends to a row runs
+// this once, and what it takes is the number of instructions, also of those to be fetched. kHeld:
+// keys that are brought to shared memory, where a row has no more.
+template <int kThreads, int kHeld>
 struct TopK {
-  static constexpr int kBytes = kMaxBlocks / 8;
-  static constexpr int kCandidates = 2048;
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kBinsPerThread = kBins / kThreads;
+  static constexpr int kStep = 128;
+  static constexpr int kMaxSteps = kMaxBlocks / kStep;
 
-  uint32_t histogram[kBins];
-  alignas(4) uint8_t above[kBytes];   // bit per block: its key is above the interval
-  alignas(4) uint8_t inside[kBytes];  // bit per block: its key is in the interval
-  uint2 candidates[kCandidates];      // key and block of each inside, where there are few
-  int num_candidates;
-  int warp_sums[2][kWarps];
+  alignas(16) uint32_t held[kHeld];
+  int taken[kMaxSteps];  // in the steps before
+  int equal[kMaxSteps];  // the same of those that are equal to the k-th key
+  int warp_sums[kWarps];
   int found_bin;
   int found_inside;
   int found_wanted;
 
-  // Sums over the threads before this one, of two counts; all threads call it.
-  __device__ int2 exclusive_sums(int first, int second) {
-    const int warp = threadIdx.x / 32;
-    const int2 upto = make_int2(warp_inclusive_sum(first), warp_inclusive_sum(second));
-    if (threadIdx.x % 32 == 31) {
-      warp_sums[0][warp] = upto.x;
-      warp_sums[1][warp] = upto.y;
-    }
-    __syncthreads();
-    int2 before = make_int2(upto.x - first, upto.y - second);
+  // Of a lane's four keys of a step: those from `least` on, at most `range` above it, as bits;
+  // calls `use` with the distance of each.
+  template <typename Use>
+  static __device__ uint32_t between(const uint32_t* keys, int blocks, int step, uint32_t least,
+                                     uint32_t range, Use&& use) {
+    const int block = step * kStep + static_cast<int>(threadIdx.x) % 32 * 4;
+    if (block >= blocks) return 0;
+    const uint4 four = *reinterpret_cast<const uint4*>(keys + block);
+    const uint32_t distances[4] = {four.x - least, four.y - least, four.z - least, four.w - least};
+    uint32_t bits = 0;
 #pragma unroll
-    for (int i = 0; i < kWarps; ++i) {
-      if (i < warp) {
-        before.x += warp_sums[0][i];
-        before.y += warp_sums[1][i];
-      }
+    for (int i = 0; i < 4; ++i) {
+      if (distances[i] > range || block + i >= blocks) continue;
+      bits |= 1u << i;
+      use(distances[i]);
     }
-    return before;
+    return bits;
+  }
+  static __device__ uint32_t between(const uint32_t* keys, int blocks, int step, uint32_t least,
+                                     uint32_t range) {
+    return between(keys, blocks, step, least, range, [](uint32_t) {});
   }
 
-  // The bin that holds the wanted-th largest, counted from the last bin. `counts` are this thread's
-  // bins, the last ones for thread 0, each thread's from the highest down.
-  __device__ void find_bin(const uint32_t (&counts)[kBinsPerThread], int wanted) {
-    int sum = 0;
+  // Finds the bin that holds the wanted-th largest, counted from the last bin.
+  __device__ void find_bin(const uint32_t (&histogram)[kBins], int wanted) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int top = kBins - 1 - static_cast<int>(threadIdx.x) * kBinsPerThread;
+    int counts[kBinsPerThread], sum = 0;
 #pragma unroll
-    for (int i = 0; i < kBinsPerThread; ++i) sum += static_cast<int>(counts[i]);
-    int before = exclusive_sums(sum, 0).x;
+    for (int i = 0; i < kBinsPerThread; ++i) {
+      counts[i] = static_cast<int>(histogram[top - i]);
+      sum += counts[i];
+    }
+    const int upto = warp_inclusive_sum(sum);
+    if (lane == 31) warp_sums[warp] = upto;
+    __syncthreads();
+    int before = upto - sum;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) before += i < warp ? warp_sums[i] : 0;
     if (before < wanted && wanted <= before + sum) {
 #pragma unroll
       for (int i = 0; i < kBinsPerThread; ++i) {
-        const int count = static_cast<int>(counts[i]);
-        if (before < wanted && wanted <= before + count) {
-          found_bin = kBins - 1 - (static_cast<int>(threadIdx.x) * kBinsPerThread + i);
-          found_inside = count;
+        if (before < wanted && wanted <= before + counts[i]) {
+          found_bin = top - i;
+          found_inside = counts[i];
           found_wanted = wanted - before;
         }
-        before += count;
+        before += counts[i];
       }
     }
     __syncthreads();
   }
 
-  // Shrinks the interval. `visit(f)` calls f with each key of a set that holds all keys inside.
-  template <typename Visit>
-  __device__ void refine(Interval& interval, Visit&& visit) {
-    for (int i = threadIdx.x; i < kBins; i += kThreads) histogram[i] = 0;
+  // The last interval: the wanted-th largest key is in it, and all of the inside is wanted or
+  // equal. `histogram` is that of the keys by bin_of, and scratch from then on.
+  __device__ Interval find_interval(const uint32_t* keys, int blocks, int wanted,
+                                    uint32_t (&histogram)[kBins]) {
+    Interval interval;
+    interval.wanted = wanted;
+    for (int shift = -1;;) {
+      __syncthreads();
+      find_bin(histogram, interval.wanted);
+      if (shift < 0) {
+        interval = interval_of_bin(found_bin);
+      } else {
+        const uint32_t first = interval.first + (static_cast<uint32_t>(found_bin) << shift);
+        interval.last = first + min(interval.last - first, (1u << shift) - 1);
+        interval.first = first;
+      }
+      interval.inside = found_inside;
+      interval.wanted = found_wanted;
+      if (interval.is_final()) return interval;
+      shift = interval.shift();
+#pragma unroll 1
+      for (int i = threadIdx.x; i < kBins; i += kThreads) histogram[i] = 0;
+      cp_async_wait<0>();  // the keys, the first time
+      __syncthreads();
+#pragma unroll 1
+      for (int step = threadIdx.x / 32; step * kStep < blocks; step += kWarps) {
+        between(keys, blocks, step, interval.first, interval.last - interval.first,
+                [&](uint32_t distance) { atomicAdd(&histogram[distance >> shift], 1u); });
+      }
+    }
+  }
+
+  // Makes `counts` the sums of what was before, by one warp.
+  static __device__ void scan(int* counts, int steps) {
+    const int lane = threadIdx.x % 32;
+    int before = 0;
+#pragma unroll 1
+    for (int base = 0; base < steps; base += 32) {
+      const int mine = base + lane < steps ? counts[base + lane] : 0;
+      const int upto = warp_inclusive_sum(mine);
+      if (base + lane < steps) counts[base + lane] = before + upto - mine;
+      before += __shfl_sync(0xffffffffu, upto, 31);
+    }
+  }
+
+  // Of the blocks with keys from `least` on and the first `equals` of those with the key just below
+  // it, in ascending order, those from place `begin` on below `end`, to `selection`.
+  __device__ void write(const uint32_t* keys, int blocks, uint32_t least, int equals, int begin,
+                        int end, int32_t* selection) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int steps = (blocks + kStep - 1) / kStep;
+#pragma unroll 1
+    for (int step = warp; step < steps; step += kWarps) {
+      const int takes = __popc(between(keys, blocks, step, least, ~least));
+      const int ties = equals == 0 ? 0 : __popc(between(keys, blocks, step, least - 1, 0));
+      const int both = warp_sum(takes + (ties << 16));
+      if (lane == 0) {
+        taken[step] = both & 0xffff;
+        equal[step] = both >> 16;
+      }
+    }
     __syncthreads();
-    const int shift = interval.shift();
-    visit([&](uint32_t key) {
-      if (interval.contains(key)) atomicAdd(&histogram[(key - interval.first) >> shift], 1u);
-    });
+    if (warp == 0) scan(taken, steps);
+    if (warp == 1) scan(equal, steps);
     __syncthreads();
-    uint32_t counts[kBinsPerThread];
+#pragma unroll 1
+    for (int step = warp; step < steps; step += kWarps) {
+      const int first = taken[step] + min(equal[step], equals);
+      const int next =
+          step + 1 < steps ? taken[step + 1] + min(equal[step + 1], equals) : first + kStep;
+      if (first >= end || next <= begin) continue;
+      const uint32_t takes = between(keys, blocks, step, least, ~least);
+      const uint32_t ties = equals == 0 ? 0u : between(keys, blocks, step, least - 1, 0);
+      const int mine = __popc(takes) + (__popc(ties) << 16);
+      const int before = warp_inclusive_sum(mine) - mine;
+      const int tied = equal[step] + (before >> 16);
+      int place = taken[step] + (before & 0xffff) + min(tied, equals);
+      int left = max(equals - tied, 0);
+#pragma unroll 1
+      for (uint32_t bits = takes | ties; bits != 0; bits &= bits - 1) {
+        const uint32_t bit = bits & -bits;
+        if ((ties & bit) != 0 && --left < 0) continue;
+        if (place >= begin && place < end) {
+          selection[place - begin] = step * kStep + lane * 4 + __ffs(static_cast<int>(bit)) - 1;
+        }
+        ++place;
+      }
+    }
+  }
+
+  // The `wanted` largest of the keys of `blocks` blocks, 1 <= wanted < blocks: those from place
+  // `begin` of the ascending order on below `end`. `counted` is the keys' histogram by bin_of, in
+  // the order of bin_slot, `histogram` scratch; `keys` is aligned to 16 bytes and has room up to a
+  // multiple of four. All threads call it; a barrier must follow.
+  __device__ void select(const uint32_t* keys, const int32_t* counted, int blocks, int wanted,
+                         int begin, int end, int32_t* selection, uint32_t (&histogram)[kBins]) {
+    int32_t counts[kBinsPerThread];
 #pragma unroll
     for (int i = 0; i < kBinsPerThread; ++i) {
-      counts[i] = histogram[kBins - 1 - (threadIdx.x * kBinsPerThread + i)];
+      counts[i] = counted[bin_slot(i * kThreads + static_cast<int>(threadIdx.x))];
     }
-    find_bin(counts, interval.wanted);
-    const uint32_t first = interval.first + (static_cast<uint32_t>(found_bin) << shift);
-    interval.last = first + min(interval.last - first, (1u << shift) - 1);
-    interval.first = first;
-    interval.inside = found_inside;
-    interval.wanted = found_wanted;
-    __syncthreads();
-  }
-
-  // Four keys from a multiple of four on; zeros behind the last one.
-  static __device__ uint4 load_keys(const uint32_t* keys, int block, int blocks) {
-    if (block + 4 <= blocks) return *reinterpret_cast<const uint4*>(keys + block);
-    uint4 out = make_uint4(0, 0, 0, 0);
-    if (block < blocks) out.x = keys[block];
-    if (block + 1 < blocks) out.y = keys[block + 1];
-    if (block + 2 < blocks) out.z = keys[block + 2];
-    return out;
-  }
-
-  // The keys that a lane classifies at a time: four of each of kLoads groups of 128 that follow one
-  // another from `base` on, a multiple of kBatchKeys.
-  static constexpr int kLoads = 4;
-  static constexpr int kBatchKeys = kLoads * 128;
-  struct Loaded {
-    uint4 keys[kLoads];
-
-    __device__ void load(const uint32_t* source, int base, int blocks) {
-#pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        keys[i] = load_keys(source, base + i * 128 + threadIdx.x % 32 * 4, blocks);
+    if (blocks <= kHeld) {
+#pragma unroll 1
+      for (int at = threadIdx.x * 4; at < blocks; at += kThreads * 4) {
+        cp_async_16(shared_address(held + at), keys + at, min(blocks - at, 4) * 4);
       }
+      keys = held;
     }
-  };
-  static __device__ int first_base() { return static_cast<int>(threadIdx.x) / 32 * kBatchKeys; }
-
-  __device__ void classify_batch(const Interval& interval, const Loaded& loaded, int base,
-                                 int blocks, bool listed) {
-    const int lane = threadIdx.x % 32;
-    uint32_t inside_bits = 0;  // four bits per group
-    uint32_t above_bits = 0;
+    cp_async_commit();
 #pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const uint32_t group[4] = {loaded.keys[i].x, loaded.keys[i].y, loaded.keys[i].z,
-                                 loaded.keys[i].w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const bool present = base + i * 128 + lane * 4 + j < blocks;
-        above_bits |= (present && group[j] > interval.last ? 1u : 0u) << (4 * i + j);
-        inside_bits |= (present && interval.contains(group[j]) ? 1u : 0u) << (4 * i + j);
-      }
+    for (int i = 0; i < kBinsPerThread; ++i) {
+      histogram[i * kThreads + threadIdx.x] = static_cast<uint32_t>(counts[i]);
     }
-    if (listed && __any_sync(0xffffffffu, inside_bits != 0)) {
-      const int count = __popc(inside_bits);
-      const int upto = warp_inclusive_sum(count);
-      int place = 0;
-      if (lane == 31) place = atomicAdd(&num_candidates, upto);
-      place = __shfl_sync(0xffffffffu, place, 31) + upto - count;
-#pragma unroll
-      for (int i = 0; i < kLoads; ++i) {
-        const uint32_t group[4] = {loaded.keys[i].x, loaded.keys[i].y, loaded.keys[i].z,
-                                   loaded.keys[i].w};
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          if ((inside_bits >> (4 * i + j) & 1) == 0) continue;
-          candidates[place++] =
-              make_uint2(group[j], static_cast<uint32_t>(base + i * 128 + lane * 4 + j));
-        }
-      }
-    }
-    // Two lanes make the bytes of their eight blocks.
-    const uint32_t above_next = __shfl_down_sync(0xffffffffu, above_bits, 1);
-    const uint32_t inside_next = __shfl_down_sync(0xffffffffu, inside_bits, 1);
-    if (lane % 2 != 0) return;
-#pragma unroll
-    for (int i = 0; i < kLoads; ++i) {
-      const int at = (base + i * 128 + lane * 4) / 8;
-      above[at] = (above_bits >> 4 * i & 15) | (above_next >> 4 * i & 15) << 4;
-      inside[at] = (inside_bits >> 4 * i & 15) | (inside_next >> 4 * i & 15) << 4;
-    }
-  }
-
-  // Sets the bits of all blocks, and zeros behind them up to a multiple of kBatchKeys; lists the
-  // inside where it fits. `loaded` are the keys from first_base() on. The loads of a batch are in
-  // flight while the batch before is classified.
-  __device__ void classify(const Interval& interval, const uint32_t* keys, int blocks,
-                           Loaded& loaded) {
-    constexpr int kStep = kWarps * kBatchKeys;
-    const bool listed = interval.inside <= kCandidates;
-    if (threadIdx.x == 0) num_candidates = 0;
+    const Interval interval = find_interval(keys, blocks, wanted, histogram);
+    cp_async_wait<0>();
     __syncthreads();
-    for (int base = first_base(); base < blocks; base += kStep) {
-      const Loaded present = loaded;
-      if (base + kStep < blocks) loaded.load(keys, base + kStep, blocks);
-      classify_batch(interval, present, base, blocks, listed);
-    }
-    __syncthreads();
-  }
-
-  // Narrows a listed inside to its last interval and moves the bits accordingly.
-  __device__ void settle_candidates(Interval& interval) {
-    const Interval before = interval;
-    while (!interval.is_final()) {
-      refine(interval, [&](auto&& count) {
-        for (int i = threadIdx.x; i < before.inside; i += kThreads) count(candidates[i].x);
-      });
-    }
-    for (int i = threadIdx.x; i < before.inside; i += kThreads) {
-      const uint2 candidate = candidates[i];
-      if (interval.contains(candidate.x)) continue;
-      const uint32_t bit = 1u << (candidate.y % 32);
-      atomicAnd(reinterpret_cast<uint32_t*>(inside) + candidate.y / 32, ~bit);
-      if (candidate.x > interval.last) {
-        atomicOr(reinterpret_cast<uint32_t*>(above) + candidate.y / 32, bit);
-      }
-    }
-    __syncthreads();
-  }
-
-  // Writes the blocks above and the first `wanted` of those inside.
-  __device__ void write(int blocks, int wanted, int32_t* selection) {
-    const int bytes = div_up(blocks, 8);
-    const int per_thread = div_up(bytes, kThreads);
-    const int begin = min(static_cast<int>(threadIdx.x) * per_thread, bytes);
-    const int end = min(begin + per_thread, bytes);
-    int num_above = 0, num_inside = 0;
-    for (int i = begin; i < end; ++i) {
-      num_above += __popc(above[i]);
-      num_inside += __popc(inside[i]);
-    }
-    const int2 before = exclusive_sums(num_above, num_inside);
-    int left = max(wanted - before.y, 0);
-    int32_t* target = selection + before.x + min(before.y, wanted);
-    for (int i = begin; i < end; ++i) {
-      const uint32_t equal = inside[i];
-      for (uint32_t bits = above[i] | equal; bits != 0; bits &= bits - 1) {
-        const uint32_t bit = bits & -bits;
-        if ((equal & bit) != 0 && --left < 0) continue;
-        *target++ = i * 8 + __ffs(static_cast<int>(bit)) - 1;
-      }
-    }
-  }
-
-  // The `wanted` largest of the keys of `blocks` blocks, 1 <= wanted < blocks. `counted` is their
-  // histogram by bin_of, in the order of bin_slot, and is zero afterwards. All threads call it; a
-  // barrier must follow.
-  __device__ void select(const uint32_t* keys, uint32_t* counted, int blocks, int wanted,
-                         int32_t* selection) {
-    Loaded loaded;
-    loaded.load(keys, first_base(), blocks);
-    uint32_t counts[kBinsPerThread];
-    const auto slot = [](int i) {
-      return bin_slot(kBins - 1 - (static_cast<int>(threadIdx.x) * kBinsPerThread + i));
-    };
-#pragma unroll
-    for (int i = 0; i < kBinsPerThread; ++i) counts[i] = counted[slot(i)];
-#pragma unroll
-    for (int i = 0; i < kBinsPerThread; ++i) counted[slot(i)] = 0;
-    find_bin(counts, wanted);
-    Interval interval = interval_of_bin(found_bin);
-    interval.inside = found_inside;
-    interval.wanted = found_wanted;
-    __syncthreads();
-
-    while (interval.inside > kCandidates && !interval.is_final()) {
-      refine(interval, [&](auto&& count) {
-        for (int i = threadIdx.x; i < blocks; i += kThreads) count(keys[i]);
-      });
-    }
-    classify(interval, keys, blocks, loaded);
-    if (!interval.is_final()) settle_candidates(interval);
-    write(blocks, interval.wanted, selection);
+    const bool whole = interval.inside == interval.wanted;
+    write(keys, blocks, whole ? interval.first : interval.last + 1, whole ? 0 : interval.wanted,
+          begin, end, selection);
   }
 };
 

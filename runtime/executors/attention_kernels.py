@@ -65,8 +65,8 @@ class AttentionKernels:
     """Makes the launches of a layer in a forward of a given shape.
 
     ``inputs``: the contract's tensors by name. ``norms``: per layer the weights of ``q_norm`` and
-    ``k_norm``, or nothing. One workspace serves all layers and shapes, which run one after another;
-    counters, which last from launch to launch, belong to a batch size.
+    ``k_norm``, or nothing. One workspace and one set of counters, which last from launch to launch,
+    serve all layers and shapes, which run one after another.
     """
 
     def __init__(
@@ -88,27 +88,22 @@ class AttentionKernels:
         self._inv_freq = inv_freq.to(device)
         self._q = torch.empty(max_rows, model.attention_size, dtype=dtype, device=device)
         self._workspace = torch.empty(0, dtype=torch.uint8, device=device)
-        self._counters: dict[int, torch.Tensor] = {}
+        self._counters = torch.empty(0, dtype=torch.uint8, device=device)
 
     def reserve(self, shapes: Iterable[ForwardShape]) -> None:
         """Allocate workspace and counters for all ``shapes`` and any selection; before the first
         launch."""
-        workspace = 0
-        counters: dict[int, int] = {}
+        workspace = counters = 0
         most = dataclasses.replace(self._sparse, keep_ratio=1.0)
         for shape, sparse in itertools.product(shapes, (self._sparse, most)):
             for params in self.launches(0, shape, 0, 0, sparse):
                 if params.needs_workspace:
                     workspace = max(workspace, self._library.workspace_bytes(params))
                 if params.needs_counters:
-                    size = self._library.counter_bytes(params)
-                    counters[shape.batch] = max(counters.get(shape.batch, 0), size)
+                    counters = max(counters, self._library.counter_bytes(params))
         device = self._q.device
         self._workspace = torch.empty(workspace, dtype=torch.uint8, device=device)
-        self._counters = {
-            batch: torch.zeros(size, dtype=torch.uint8, device=device)
-            for batch, size in counters.items()
-        }
+        self._counters = torch.zeros(counters, dtype=torch.uint8, device=device)
 
     def launches(
         self,
@@ -159,12 +154,11 @@ class AttentionKernels:
         if shape.phase is Phase.DENSE:
             return [KvAppendParams(**common, **append), DenseAttentionParams(**common, **attend)]
         sparse = sparse or self._sparse
-        counters = self._counters.get(shape.batch)
         step = SparseStepParams(
             **common,
             **append,
             **attend,
-            counters=None if counters is None else counters.data_ptr(),
+            counters=self._counters.data_ptr(),
             keep_ratio=sparse.keep_ratio,
             min_blocks=sparse.min_blocks,
             local_blocks=sparse.local_blocks,

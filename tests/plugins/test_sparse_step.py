@@ -167,6 +167,32 @@ def test_graph_replay_while_lengths_grow(library):
         check(library, case, before, DEFAULT, out)
 
 
+def test_counters_of_the_largest_batch_serve_all(library):
+    """Batches of different sizes, one after another on one buffer of counters."""
+    cases = [
+        make_step([(2000 + 300 * i, 1) for i in range(batch)], q_heads=14, seed=batch)
+        for batch in (5, 1, 3, 5, 2)
+    ]
+    outs = [torch.full_like(case.q, NAN) for case in cases]
+    pairs = zip(cases, outs, strict=True)
+    steps = [step_params(library, case, DEFAULT, out) for case, out in pairs]
+    for step in steps:
+        step.counters = steps[0].counters
+    before = copy.deepcopy(cases)
+    for step in steps:
+        library.launch(step, torch.cuda.current_stream().cuda_stream)
+    torch.cuda.synchronize()
+    for case, untouched, out in zip(cases, before, outs, strict=True):
+        check(library, case, untouched, DEFAULT, out)
+
+
+@pytest.mark.parametrize("kv_len", [64 * 40 + n for n in (1, 15, 16, 17, 33, 48, 63)])
+def test_new_token_anywhere_in_a_block_of_several_tiles(library, kv_len):
+    """Parts may share the last block; each that has a piece of it waits for the append."""
+    for _ in range(20):
+        run(library, make_step([(kv_len, 1)] * 3, q_heads=8, kv_heads=4, block_size=64))
+
+
 def test_two_streams_do_not_meet(library):
     """Launches that overlap, each with its own buffers, give the bits of launches alone."""
     cases = [make_step([(30000, 1), (500 + i, 1)], q_heads=14, seed=i) for i in range(2)]

@@ -31,8 +31,8 @@ typedef struct trt_resa_block_select_params {
   int32_t* counts;    /* [B] of them that are valid; the rest is not written */
   void* workspace;    /* trt_resa_block_select_workspace bytes of any content */
   void* counters;     /* trt_resa_block_select_counters bytes: zero before the first call, then left
-                         alone; calls that may overlap, or that differ in batch_size, need
-                          counters of their own */
+                         alone; enough for a batch is enough for smaller ones. Calls that
+                         may overlap need counters of their own */
   /* extents */
   int32_t batch_size;         /* at most 256 */
   int32_t max_blocks_per_seq; /* at most 65,536 */

@@ -29,8 +29,8 @@ typedef struct trt_resa_sparse_decode_params {
   void* out;       /* model [B, q_heads, D] */
   void* workspace; /* trt_resa_sparse_decode_workspace bytes of any content */
   void* counters;  /* trt_resa_sparse_decode_counters bytes: zero before the first call, then left
-                      alone; calls that may overlap, or that differ in batch_size, need
-                          counters of their own */
+                      alone; enough for a batch is enough for smaller ones. Calls that
+                      may overlap need counters of their own */
   /* extents */
   int32_t batch_size; /* at most 256 */
   int32_t max_blocks_per_seq;

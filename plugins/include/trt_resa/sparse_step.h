@@ -39,8 +39,8 @@ typedef struct trt_resa_sparse_step_params {
   void* out;       /* model [T, q_heads, D] */
   void* workspace; /* trt_resa_sparse_step_workspace bytes of any content */
   void* counters;  /* trt_resa_sparse_step_counters bytes: zero before the first call, then left
-                      alone; calls that may overlap, or that differ in batch_size, need
-                          counters of their own */
+                      alone; enough for a batch is enough for smaller ones. Calls that
+                      may overlap need counters of their own */
   /* extents */
   int32_t num_rows;
   int32_t batch_size;         /* at most 256 */

@@ -1,0 +1,186 @@
+// One thread block of CUDA code on the host: every thread is a fiber, and barriers and shuffles
+// switch between them. Slow, exact, and enough for code that uses no more than what stands here.
+#pragma once
+
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#define __device__
+#define __host__
+#define __forceinline__ inline
+
+struct Index {
+  unsigned x;
+};
+struct uint2 {
+  unsigned x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
+  return {x, y, z, w};
+}
+inline float4 make_float4(float x, float y, float z, float w) {
+  return {x, y, z, w};
+}
+
+inline Index threadIdx{0}, blockDim{0}, gridDim{1};
+
+namespace on_host {
+
+struct Block {
+  struct Fiber {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    bool done = false;
+  };
+  std::vector<Fiber> fibers;
+  ucontext_t scheduler;
+  std::function<void()> kernel;
+  std::vector<int> warp_arrived, warp_generation;
+  std::vector<int64_t> slots;
+  int arrived = 0, generation = 0;
+};
+inline Block* block = nullptr;
+
+inline void yield() {
+  const unsigned self = threadIdx.x;
+  swapcontext(&block->fibers[self].context, &block->scheduler);
+  threadIdx.x = self;
+}
+
+inline void meet(int& arrived, int& generation, int count) {
+  const int mine = generation;
+  if (++arrived == count) {
+    arrived = 0;
+    ++generation;
+    return;
+  }
+  while (generation == mine) yield();
+}
+
+inline void meet_warp() {
+  const unsigned warp = threadIdx.x / 32;
+  meet(block->warp_arrived[warp], block->warp_generation[warp], 32);
+}
+
+// Every lane gives a value and gets `pick` of the warp's values.
+template <typename T, typename Pick>
+T exchange(T value, Pick&& pick) {
+  static_assert(sizeof(T) <= sizeof(int64_t));
+  const unsigned self = threadIdx.x;
+  std::memcpy(&block->slots[self], &value, sizeof(T));
+  meet_warp();
+  const T result = pick([&](int lane) {
+    T other;
+    std::memcpy(&other, &block->slots[self / 32 * 32 + lane], sizeof(T));
+    return other;
+  });
+  meet_warp();
+  return result;
+}
+
+// Runs `kernel` as one thread block; says so and ends the program where its threads wait for ever.
+inline void launch(unsigned threads, std::function<void()> kernel) {
+  Block here;
+  block = &here;
+  blockDim.x = threads;
+  here.kernel = std::move(kernel);
+  here.fibers.resize(threads);
+  here.warp_arrived.resize(threads / 32);
+  here.warp_generation.resize(threads / 32);
+  here.slots.resize(threads);
+  constexpr size_t kStack = 64 * 1024;
+  for (auto& fiber : here.fibers) {
+    fiber.stack.reset(new char[kStack]);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = kStack;
+    fiber.context.uc_link = &here.scheduler;
+    makecontext(
+        &fiber.context,
+        +[] {
+          const unsigned self = threadIdx.x;
+          block->kernel();
+          block->fibers[self].done = true;
+        },
+        0);
+  }
+  size_t left = threads;
+  for (long round = 0; left > 0; ++round) {
+    if (round > 1000000) {
+      std::puts("the threads wait for ever");
+      std::exit(1);
+    }
+    for (unsigned i = 0; i < threads; ++i) {
+      if (here.fibers[i].done) continue;
+      threadIdx.x = i;
+      swapcontext(&here.scheduler, &here.fibers[i].context);
+      left -= here.fibers[i].done;
+    }
+  }
+}
+
+}  // namespace on_host
+
+inline void __syncthreads() {
+  on_host::meet(on_host::block->arrived, on_host::block->generation, static_cast<int>(blockDim.x));
+}
+template <typename T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return on_host::exchange(value, [&](auto&& of) { return of(lane % 32); });
+}
+template <typename T>
+T __shfl_up_sync(unsigned, T value, int offset) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  return on_host::exchange(
+      value, [&](auto&& of) { return of(std::max(lane - offset, lane < offset ? lane : 0)); });
+}
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  return on_host::exchange(value, [&](auto&& of) { return of(lane ^ mask); });
+}
+inline int __reduce_add_sync(unsigned, int value) {
+  return on_host::exchange(value, [](auto&& of) {
+    int sum = 0;
+    for (int i = 0; i < 32; ++i) sum += of(i);
+    return sum;
+  });
+}
+template <typename T>
+T atomicAdd(T* address, T value) {
+  const T before = *address;
+  *address += value;
+  return before;
+}
+inline int __popc(unsigned x) {
+  return __builtin_popcount(x);
+}
+inline int __ffs(int x) {
+  return __builtin_ffs(x);
+}
+inline int __clz(int x) {
+  return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x));
+}
+inline unsigned __float_as_uint(float x) {
+  unsigned bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+using std::isnan;
+using std::max;
+using std::min;
