@@ -69,12 +69,16 @@ class Window:
     largest size (DESIGN: rectify_interval). ``cached`` positions are in the cache: fewer than the
     window needs only after ``restart``, and then the next actions write the same K/V again, dense
     passes up to ``exact`` and a sparse step for each position behind it.
+
+    A sparse step over at most ``dense_below`` tokens attends to everything: behind a dense-exact
+    prefix it is as good as a dense pass, so no window begins there.
     """
 
     mode: RectifyMode
     interval: int
     prompt_length: int
     length: int
+    dense_below: int = 0
     exact: int = 0
     cached: int = 0
 
@@ -96,6 +100,12 @@ class Window:
         """Sparse steps that are still to be repeated."""
         return max(0, self.length - 1 - max(self.exact, self.cached, self.prompt_length))
 
+    def is_exact(self, action: Action) -> bool:
+        """Whether what ``action``, the next one, writes is dense-exact, and its logits with it."""
+        return action.phase is Phase.DENSE or (
+            action.start == self.exact and action.stop <= self.dense_below
+        )
+
     def restart(self, cached: int) -> None:
         """The sequence gets another cache, whose first ``cached`` <= reusable positions are in."""
         self.cached = cached
@@ -116,6 +126,9 @@ class Window:
             place = self.cached
             return Action(Phase.SPARSE, place, place + 1, Rows.LAST, replay=True)
         pending = self.length - self.exact
+        newest = Action(Phase.SPARSE, self.length - 1, self.length, Rows.LAST)
+        if self.mode != "dense" and self.is_exact(newest):
+            return newest
         match self.mode:
             case "dense":
                 rectify, stop, rows = True, self.length, Rows.LAST
@@ -130,7 +143,7 @@ class Window:
                 rectify, stop, rows = pending >= self.interval or draft_ended, self.length, Rows.ALL
         if rectify:
             return Action(Phase.DENSE, self.exact, stop, rows)
-        return Action(Phase.SPARSE, self.length - 1, self.length, Rows.LAST)
+        return newest
 
     def advance(self, action: Action, accepted: int = 0) -> None:
         """Account for a finished action.
@@ -143,7 +156,7 @@ class Window:
             self.length = self.exact + 1
             return
         self.cached = action.stop
-        if action.phase is Phase.DENSE:
+        if self.is_exact(action):
             self.exact = max(self.exact, action.stop)
         if action.logits is Rows.LAST and not action.replay:
             self.length += 1

@@ -50,6 +50,7 @@ class Sequence:
             interval=sparse.rectify_interval,
             prompt_length=len(prompt),
             length=len(prompt),
+            dense_below=sparse.dense_below,
         )
         self._sampler = Sampler(params, prompt, index, bad_words(params, tokenizer))
         self._text = TextStream(tokenizer, params.stop)
@@ -110,7 +111,7 @@ class Sequence:
             # A copy of the output only where there are drafts to add: it may be long.
             context = output + [d.token for d in self._drafts] if self._drafts else output
             draft = self._sampler.draw(logits[0], context)
-            if action.phase is Phase.SPARSE and self.sparse.rectify_mode == "verify":
+            if self.sparse.rectify_mode == "verify" and not self.window.is_exact(action):
                 self._drafts.append(draft)
             else:
                 self._confirm(draft.token, logits[0])

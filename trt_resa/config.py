@@ -48,7 +48,12 @@ class SparseAttentionConfig:
         ),
     ] = "fused"
     dense_below: Annotated[
-        int, Field(ge=0, description="sequences of at most this many tokens attend to everything")
+        int,
+        Field(
+            ge=0,
+            description="sequences of at most this many tokens attend to everything, and no windows "
+            "run there",
+        ),
     ] = 0
 
     @model_validator(mode="after")

@@ -39,7 +39,7 @@ class FakeExecutor:
         shape = (pool, sparse.block_size)
         self.values = np.zeros(shape, dtype=np.int64)
         self.positions = np.full(shape, -1, dtype=np.int64)
-        #: Written by a dense pass over a dense-exact prefix.
+        #: Written over a dense-exact prefix by a dense pass or a step that attends to everything.
         self.exact = np.zeros(shape, dtype=bool)
         self.forwards = 0
 
@@ -78,7 +78,9 @@ class FakeExecutor:
         new = (where[0][start:], where[1][start:])
         self.values[new] = written
         self.positions[new] = places[start:]
-        self.exact[new] = step.phase is Phase.DENSE and bool(self.exact[before].all())
+        sparse = step.sparse or self.sparse
+        everything = step.phase is Phase.DENSE or start < sparse.dense_below
+        self.exact[new] = everything and bool(self.exact[before].all())
         return results
 
     def _selected(self, step: Step, start: int, token: int, blocks: np.ndarray) -> int:

@@ -17,7 +17,7 @@ from tests.checkpoints import tiny_checkpoint
 from tests.conftest import build_torch_engine
 from tests.driver import OneSequence
 from trt_resa import LLM, SamplingParams, SparseAttentionConfig
-from trt_resa.config import KvCacheConfig
+from trt_resa.config import KvCacheConfig, RectifyMode
 from trt_resa.errors import ConfigError, EngineError, RequestError
 from trt_resa.runtime.metrics import Metrics
 from trt_resa.runtime.stats import total
@@ -183,6 +183,34 @@ def test_logprobs_are_the_dense_models(llm: LLM) -> None:
     assert dense.cumulative_logprob == pytest.approx(
         sum(entry[t] for entry, t in zip(dense.logprobs, dense.token_ids, strict=True))
     )
+
+
+@pytest.mark.parametrize("mode", ["none", "fused", "separate", "verify"])
+@pytest.mark.parametrize("changes", [{}, {"temperature": 1.0, "seed": 3}], ids=["greedy", "drawn"])
+def test_below_dense_below_everything_is_dense(
+    llm: LLM, mode: RectifyMode, changes: dict[str, float]
+) -> None:
+    """Token for token, in a batch, without a dense pass after the prefill and without drafts."""
+    params = greedy(60, **changes)
+    dense = llm.generate(TEXTS[:3], params, rectify_mode="dense")
+    sparse = {"rectify_mode": mode, "dense_below": 512}
+    results = llm.generate(TEXTS[:3], params, sparse_attention_config=sparse)
+    for result, expected in zip(results, dense, strict=True):
+        output = result.outputs[0]
+        assert output.token_ids == expected.outputs[0].token_ids
+        stats = output.stats
+        assert (stats.dense_passes, stats.sparse_steps, stats.drafts) == (0, 59, 0)
+
+
+def test_windows_begin_where_dense_below_ends(llm: LLM) -> None:
+    sparse = {"rectify_mode": "verify", "dense_below": 130}
+    prompt = list(range(100))
+    output = llm.generate(prompt, greedy(80), sparse_attention_config=sparse).outputs[0]
+    dense = llm.generate(prompt, greedy(80), rectify_mode="dense").outputs[0]
+    assert output.token_ids == dense.token_ids
+    # Tokens 100 to 129 come from steps over at most 130 tokens; drafts begin behind them.
+    assert output.stats.sparse_steps == 30 + output.stats.drafts
+    assert output.stats.drafts > 20
 
 
 def test_statistics_add_up(llm: LLM) -> None:

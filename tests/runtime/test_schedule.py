@@ -10,11 +10,11 @@ from trt_resa.runtime.schedule import Action, ForwardLimits, Rows, Window, next_
 
 
 def trace(
-    mode: str, interval: int, steps: int, prompt: int = 5, accepted: int | None = None
+    mode: str, interval: int, steps: int, accepted: int | None = None, dense_below: int = 0
 ) -> str:
     """Actions after the prefill: s3 = sparse step on token 3; d3:6 = dense pass, + last, * all."""
     prompt = 5
-    window = Window(mode, interval, prompt, prompt)  # type: ignore[arg-type]
+    window = Window(mode, interval, prompt, prompt, dense_below)  # type: ignore[arg-type]
     prefill = window.next_action()
     assert prefill == Action(Phase.DENSE, 0, prompt, Rows.LAST, prefill=True)
     window.advance(prefill)
@@ -45,6 +45,32 @@ def test_traces() -> None:
     # None accepted: only the dense token after the window's first position is new.
     assert trace("verify", 3, 6, accepted=0) == "s5 s6 d5:8* s6 s7 d6:9*"
     assert trace("verify", 3, 6, accepted=1) == "s5 s6 d5:8* s7 s8 d7:10*"
+
+
+def test_no_window_begins_below_dense_below() -> None:
+    """The sparse steps on tokens 5 and 6 attend to everything; the one on token 7 does not."""
+    assert trace("fused", 3, 5, dense_below=7) == "s5 s6 s7 s8 d7:10+"
+    assert trace("fused", 1, 4, dense_below=7) == "s5 s6 d7:8+ d8:9+"
+    assert trace("separate", 3, 6, dense_below=7) == "s5 s6 s7 s8 s9 d7:10"
+    assert trace("verify", 3, 6, dense_below=7, accepted=0) == "s5 s6 s7 s8 d7:10* s8"
+    assert trace("none", 3, 4, dense_below=7) == "s5 s6 s7 s8"
+    assert trace("dense", 3, 3, dense_below=7) == "d5:6+ d6:7+ d7:8+"
+    for mode in ("fused", "separate", "verify"):
+        assert trace(mode, 3, 6, dense_below=100) == "s5 s6 s7 s8 s9 s10"
+
+
+def test_steps_below_dense_below_are_not_repeated_after_a_preemption() -> None:
+    window = Window("none", 3, 5, 5, dense_below=7)
+    for _ in range(4):
+        window.advance(window.next_action())
+    assert (window.length, window.exact, window.cached) == (9, 7, 8)
+    window.restart(0)
+    shown = []
+    while window.cached < 8:
+        action = window.next_action()
+        window.advance(action)
+        shown.append((action.phase, action.start, action.stop, action.replay))
+    assert shown == [(Phase.DENSE, 0, 7, False), (Phase.SPARSE, 7, 8, True)]
 
 
 def test_an_ended_draft_is_verified_at_once() -> None:
@@ -91,7 +117,11 @@ MODES = st.sampled_from(["dense", "none", "fused", "separate", "verify"])
 
 
 @given(
-    st.lists(st.tuples(MODES, st.integers(1, 8), st.integers(1, 40)), min_size=1, max_size=6),
+    st.lists(
+        st.tuples(MODES, st.integers(1, 8), st.integers(1, 40), st.sampled_from((0, 30, 60))),
+        min_size=1,
+        max_size=6,
+    ),
     st.integers(8, 32),
     st.randoms(),
 )
@@ -102,7 +132,7 @@ def test_random_batches(specs, num_tokens, random) -> None:  # type: ignore[no-u
         rectify_rows=8,
         mixed_rows=num_tokens,
     )
-    windows = {i: Window(mode, f, p, p) for i, (mode, f, p) in enumerate(specs)}
+    windows = {i: Window(mode, f, p, p, below) for i, (mode, f, p, below) in enumerate(specs)}
     previous, steps = Phase.SPARSE, dict.fromkeys(windows, 0)
     for _ in range(300):
         wanted = [(name, window.next_action()) for name, window in windows.items()]

@@ -55,6 +55,7 @@ def catalogue(random: Random) -> list[Request]:
             "min_blocks": 1,
             "rectify_interval": random.randint(1, 8),
             "rectify_mode": MODES[number % len(MODES)],
+            "dense_below": random.choice((0, 0, 0, 60)),
         }
         params = SamplingParams(
             max_tokens=random.choice((1, 9, 20, 40, 60)),
