@@ -10,7 +10,6 @@ from tokenizers import Tokenizer
 
 from trt_resa.blocks import attended_blocks, num_blocks
 from trt_resa.config import SparseAttentionConfig
-from trt_resa.contract import Phase
 from trt_resa.runtime.outputs import CompletionOutput
 from trt_resa.runtime.prefix_cache import BlockKeys
 from trt_resa.runtime.sampling import Draft, Sampler, bad_words

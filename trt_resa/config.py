@@ -51,8 +51,8 @@ class SparseAttentionConfig:
         int,
         Field(
             ge=0,
-            description="sequences of at most this many tokens attend to everything, and no windows "
-            "run there",
+            description="sequences of at most this many tokens attend to everything, and need no "
+            "rectification",
         ),
     ] = 0
 
