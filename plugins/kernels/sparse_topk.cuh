@@ -73,73 +73,102 @@ __device__ inline Interval interval_of_bin(int bin) {
   return interval;
 }
 
-// Keys are taken in steps of 128, four per lane of a warp; the numbers of what is taken in each
-// step say where its blocks go. Loops stay rolled: every thread block that attends to a row runs
-// this once, and what it takes is the number of instructions, also of those to be fetched. kHeld:
-// keys that are brought to shared memory, where a row has no more.
+// Keys are taken in steps of 128, four per lane of a warp, and a warp reads those of kBatch steps
+// at once; the numbers of what is taken in each step say where its blocks go. Loops stay rolled:
+// every thread block that attends to a row runs this once, and instructions are what it takes, also
+// to be fetched. kHeld: keys that are brought to shared memory, where a row has no more.
 template <int kThreads, int kHeld>
 struct TopK {
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kBinsPerThread = kBins / kThreads;
   static constexpr int kStep = 128;
+  static constexpr int kBatch = 4;
+  static constexpr int kStride = kBatch * kWarps;  // steps from batch to batch
   static constexpr int kMaxSteps = kMaxBlocks / kStep;
+  static constexpr int kStepsPerThread = kMaxSteps / kThreads;
 
   alignas(16) uint32_t held[kHeld];
-  int taken[kMaxSteps];  // in the steps before
-  int equal[kMaxSteps];  // the same of those that are equal to the k-th key
+  int counts[2][kMaxSteps];  // of taken and of equal keys: in each step, then in all before it
+  int listed[kMaxSteps];     // steps with blocks of the part
+  int num_listed;
   int warp_sums[kWarps];
   int found_bin;
   int found_inside;
   int found_wanted;
 
-  // Of a lane's four keys of a step: those from `least` on, at most `range` above it, as bits;
-  // calls `use` with the distance of each.
-  template <typename Use>
+  // Where the lane's keys of the i-th step of a batch stand.
+  static __device__ int block_of(int step, int i) {
+    return (step + i * kWarps) * kStep + static_cast<int>(threadIdx.x) % 32 * 4;
+  }
+
+  // Bit 4 * i + j: whether the j-th of the lane's keys of the i-th of kSteps steps is from `least`
+  // on, at most `range` above it.
+  template <int kSteps>
   static __device__ uint32_t between(const uint32_t* keys, int blocks, int step, uint32_t least,
-                                     uint32_t range, Use&& use) {
-    const int block = step * kStep + static_cast<int>(threadIdx.x) % 32 * 4;
-    if (block >= blocks) return 0;
-    const uint4 four = *reinterpret_cast<const uint4*>(keys + block);
-    const uint32_t distances[4] = {four.x - least, four.y - least, four.z - least, four.w - least};
+                                     uint32_t range) {
+    uint4 fours[kSteps];
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      fours[i] = make_uint4(0, 0, 0, 0);
+      if (block_of(step, i) < blocks) {
+        fours[i] = *reinterpret_cast<const uint4*>(keys + block_of(step, i));
+      }
+    }
     uint32_t bits = 0;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (distances[i] > range || block + i >= blocks) continue;
-      bits |= 1u << i;
-      use(distances[i]);
+    for (int i = 0; i < kSteps; ++i) {
+      const uint32_t four[4] = {fours[i].x, fours[i].y, fours[i].z, fours[i].w};
+      const int present = blocks - block_of(step, i);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        bits |= (four[j] - least <= range && j < present ? 1u : 0u) << (4 * i + j);
+      }
     }
     return bits;
   }
-  static __device__ uint32_t between(const uint32_t* keys, int blocks, int step, uint32_t least,
-                                     uint32_t range) {
-    return between(keys, blocks, step, least, range, [](uint32_t) {});
+
+  // Calls `use` with the block of each bit.
+  template <typename Use>
+  static __device__ void for_each_block(uint32_t bits, int step, Use&& use) {
+#pragma unroll 1
+    for (; bits != 0; bits &= bits - 1) {
+      const int bit = __ffs(static_cast<int>(bits)) - 1;
+      use(block_of(step, bit / 4) + bit % 4);
+    }
+  }
+
+  // Sum of what the threads before this one give. All call it; a barrier must follow before the
+  // next call.
+  __device__ int sum_before(int mine) {
+    const int warp = threadIdx.x / 32;
+    const int upto = warp_inclusive_sum(mine);
+    if (threadIdx.x % 32 == 31) warp_sums[warp] = upto;
+    __syncthreads();
+    int before = upto - mine;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) before += i < warp ? warp_sums[i] : 0;
+    return before;
   }
 
   // Finds the bin that holds the wanted-th largest, counted from the last bin.
   __device__ void find_bin(const uint32_t (&histogram)[kBins], int wanted) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int top = kBins - 1 - static_cast<int>(threadIdx.x) * kBinsPerThread;
-    int counts[kBinsPerThread], sum = 0;
+    int inside[kBinsPerThread], sum = 0;
 #pragma unroll
     for (int i = 0; i < kBinsPerThread; ++i) {
-      counts[i] = static_cast<int>(histogram[top - i]);
-      sum += counts[i];
+      inside[i] = static_cast<int>(histogram[top - i]);
+      sum += inside[i];
     }
-    const int upto = warp_inclusive_sum(sum);
-    if (lane == 31) warp_sums[warp] = upto;
-    __syncthreads();
-    int before = upto - sum;
-#pragma unroll
-    for (int i = 0; i < kWarps; ++i) before += i < warp ? warp_sums[i] : 0;
+    int before = sum_before(sum);
     if (before < wanted && wanted <= before + sum) {
 #pragma unroll
       for (int i = 0; i < kBinsPerThread; ++i) {
-        if (before < wanted && wanted <= before + counts[i]) {
+        if (before < wanted && wanted <= before + inside[i]) {
           found_bin = top - i;
-          found_inside = counts[i];
+          found_inside = inside[i];
           found_wanted = wanted - before;
         }
-        before += counts[i];
+        before += inside[i];
       }
     }
     __syncthreads();
@@ -170,68 +199,89 @@ struct TopK {
       cp_async_wait<0>();  // the keys, the first time
       __syncthreads();
 #pragma unroll 1
-      for (int step = threadIdx.x / 32; step * kStep < blocks; step += kWarps) {
-        between(keys, blocks, step, interval.first, interval.last - interval.first,
-                [&](uint32_t distance) { atomicAdd(&histogram[distance >> shift], 1u); });
+      for (int step = threadIdx.x / 32; step * kStep < blocks; step += kStride) {
+        const uint32_t inside =
+            between<kBatch>(keys, blocks, step, interval.first, interval.last - interval.first);
+        for_each_block(inside, step, [&](int block) {
+          atomicAdd(&histogram[(keys[block] - interval.first) >> shift], 1u);
+        });
       }
     }
   }
 
-  // Makes `counts` the sums of what was before, by one warp.
-  static __device__ void scan(int* counts, int steps) {
+  // The numbers of keys from `least` on, at most `range` above it, in each step.
+  __device__ void count(const uint32_t* keys, int blocks, uint32_t least, uint32_t range,
+                        int (&steps)[kMaxSteps]) {
     const int lane = threadIdx.x % 32;
-    int before = 0;
 #pragma unroll 1
-    for (int base = 0; base < steps; base += 32) {
-      const int mine = base + lane < steps ? counts[base + lane] : 0;
-      const int upto = warp_inclusive_sum(mine);
-      if (base + lane < steps) counts[base + lane] = before + upto - mine;
-      before += __shfl_sync(0xffffffffu, upto, 31);
+    for (int step = threadIdx.x / 32; step * kStep < blocks; step += kStride) {
+      // Numbers of set bits of four, then a byte each: a warp has at most 128.
+      uint32_t bits = between<kBatch>(keys, blocks, step, least, range);
+      bits -= bits >> 1 & 0x5555u;
+      bits = (bits & 0x3333u) + (bits >> 2 & 0x3333u);
+      bits = (bits | bits << 8) & 0x00ff00ffu;
+      bits = (bits | bits << 4) & 0x0f0f0f0fu;
+      const uint32_t all = __reduce_add_sync(0xffffffffu, bits);
+      const int mine = step + lane * kWarps;
+      if (lane < kBatch && mine < kMaxSteps) steps[mine] = static_cast<int>(all >> 8 * lane & 255);
     }
+  }
+
+  // Makes the numbers of the steps those of all steps before.
+  __device__ void add_up(int blocks, int (&steps)[kMaxSteps]) {
+    const int first = static_cast<int>(threadIdx.x) * kStepsPerThread;
+    int mine[kStepsPerThread], sum = 0;
+#pragma unroll
+    for (int i = 0; i < kStepsPerThread; ++i) {
+      mine[i] = (first + i) * kStep < blocks ? steps[first + i] : 0;
+      sum += mine[i];
+    }
+    int before = sum_before(sum);
+#pragma unroll
+    for (int i = 0; i < kStepsPerThread; ++i) {
+      steps[first + i] = before;
+      before += mine[i];
+    }
+    __syncthreads();
   }
 
   // Of the blocks with keys from `least` on and the first `equals` of those with the key just below
   // it, in ascending order, those from place `begin` on below `end`, to `selection`.
   __device__ void write(const uint32_t* keys, int blocks, uint32_t least, int equals, int begin,
                         int end, int32_t* selection) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int kinds = equals > 0 ? 2 : 1;
+    if (threadIdx.x == 0) num_listed = 0;
+#pragma unroll 1
+    for (int kind = 0; kind < kinds; ++kind) {
+      count(keys, blocks, least - kind, kind == 0 ? ~least : 0u, counts[kind]);
+      __syncthreads();
+      add_up(blocks, counts[kind]);
+    }
+    const auto place_of = [&](int step) {
+      return counts[0][step] + (equals > 0 ? min(counts[1][step], equals) : 0);
+    };
     const int steps = (blocks + kStep - 1) / kStep;
 #pragma unroll 1
-    for (int step = warp; step < steps; step += kWarps) {
-      const int takes = __popc(between(keys, blocks, step, least, ~least));
-      const int ties = equals == 0 ? 0 : __popc(between(keys, blocks, step, least - 1, 0));
-      const int both = warp_sum(takes + (ties << 16));
-      if (lane == 0) {
-        taken[step] = both & 0xffff;
-        equal[step] = both >> 16;
-      }
+    for (int step = threadIdx.x; step < steps; step += kThreads) {
+      const int next = step + 1 < steps ? place_of(step + 1) : end + 1;
+      if (place_of(step) < end && next > begin) listed[atomicAdd(&num_listed, 1)] = step;
     }
     __syncthreads();
-    if (warp == 0) scan(taken, steps);
-    if (warp == 1) scan(equal, steps);
-    __syncthreads();
 #pragma unroll 1
-    for (int step = warp; step < steps; step += kWarps) {
-      const int first = taken[step] + min(equal[step], equals);
-      const int next =
-          step + 1 < steps ? taken[step + 1] + min(equal[step + 1], equals) : first + kStep;
-      if (first >= end || next <= begin) continue;
-      const uint32_t takes = between(keys, blocks, step, least, ~least);
-      const uint32_t ties = equals == 0 ? 0u : between(keys, blocks, step, least - 1, 0);
+    for (int i = threadIdx.x / 32; i < num_listed; i += kWarps) {
+      const int step = listed[i];
+      const uint32_t takes = between<1>(keys, blocks, step, least, ~least);
+      const uint32_t ties = equals > 0 ? between<1>(keys, blocks, step, least - 1, 0) : 0u;
       const int mine = __popc(takes) + (__popc(ties) << 16);
       const int before = warp_inclusive_sum(mine) - mine;
-      const int tied = equal[step] + (before >> 16);
-      int place = taken[step] + (before & 0xffff) + min(tied, equals);
+      const int tied = equals > 0 ? counts[1][step] + (before >> 16) : 0;
+      int place = counts[0][step] + (before & 0xffff) + min(tied, equals);
       int left = max(equals - tied, 0);
-#pragma unroll 1
-      for (uint32_t bits = takes | ties; bits != 0; bits &= bits - 1) {
-        const uint32_t bit = bits & -bits;
-        if ((ties & bit) != 0 && --left < 0) continue;
-        if (place >= begin && place < end) {
-          selection[place - begin] = step * kStep + lane * 4 + __ffs(static_cast<int>(bit)) - 1;
-        }
+      for_each_block(takes | ties, step, [&](int block) {
+        if ((ties >> block % 4 & 1) != 0 && --left < 0) return;
+        if (place >= begin && place < end) selection[place - begin] = block;
         ++place;
-      }
+      });
     }
   }
 
@@ -241,10 +291,10 @@ struct TopK {
   // multiple of four. All threads call it; a barrier must follow.
   __device__ void select(const uint32_t* keys, const int32_t* counted, int blocks, int wanted,
                          int begin, int end, int32_t* selection, uint32_t (&histogram)[kBins]) {
-    int32_t counts[kBinsPerThread];
+    int32_t first_counts[kBinsPerThread];
 #pragma unroll
     for (int i = 0; i < kBinsPerThread; ++i) {
-      counts[i] = counted[bin_slot(i * kThreads + static_cast<int>(threadIdx.x))];
+      first_counts[i] = counted[bin_slot(i * kThreads + static_cast<int>(threadIdx.x))];
     }
     if (blocks <= kHeld) {
 #pragma unroll 1
@@ -256,7 +306,7 @@ struct TopK {
     cp_async_commit();
 #pragma unroll
     for (int i = 0; i < kBinsPerThread; ++i) {
-      histogram[i * kThreads + threadIdx.x] = static_cast<uint32_t>(counts[i]);
+      histogram[i * kThreads + threadIdx.x] = static_cast<uint32_t>(first_counts[i]);
     }
     const Interval interval = find_interval(keys, blocks, wanted, histogram);
     cp_async_wait<0>();

@@ -12,6 +12,8 @@
 #include <cstring>
 #include <functional>
 #include <memory>
+#include <numeric>
+#include <random>
 #include <vector>
 
 #define __device__
@@ -119,13 +121,17 @@ inline void launch(unsigned threads, std::function<void()> kernel) {
         },
         0);
   }
+  std::vector<unsigned> order(threads);
+  std::iota(order.begin(), order.end(), 0u);
+  static std::mt19937 random(3);
   size_t left = threads;
   for (long round = 0; left > 0; ++round) {
     if (round > 1000000) {
       std::puts("the threads wait for ever");
       std::exit(1);
     }
-    for (unsigned i = 0; i < threads; ++i) {
+    if (round % 4 == 0) std::shuffle(order.begin(), order.end(), random);
+    for (unsigned i : order) {
       if (here.fibers[i].done) continue;
       threadIdx.x = i;
       swapcontext(&here.scheduler, &here.fibers[i].context);
@@ -154,9 +160,10 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   return on_host::exchange(value, [&](auto&& of) { return of(lane ^ mask); });
 }
-inline int __reduce_add_sync(unsigned, int value) {
+template <typename T>
+T __reduce_add_sync(unsigned, T value) {
   return on_host::exchange(value, [](auto&& of) {
-    int sum = 0;
+    T sum = 0;
     for (int i = 0; i < 32; ++i) sum += of(i);
     return sum;
   });
