@@ -56,7 +56,9 @@ KV_CACHE_PREFIX = "kv_cache_"
 @click.option("--max_batch_size", type=int, help="sequences at once [default: the engine's]")
 @click.option("--max_seq_len", type=int, help="tokens per sequence [default: the engine's]")
 @click.option("--config", type=click.Path(path_type=Path), help="YAML with sparse_attention_config")
-@click.option("--stats", is_flag=True, help="print speed, blocks attended, dense passes, drafts")
+@click.option(
+    "--stats", is_flag=True, help="print speed, blocks attended, dense passes, drafts, drift"
+)
 @click.option(
     "--compare",
     type=click.Choice(["dense"]),
@@ -171,6 +173,12 @@ def _print_stats(
         _note(
             f"{counts.drafts_accepted} of {counts.drafts} drafts accepted "
             f"({counts.drafts_accepted / counts.drafts:.1%})"
+        )
+    if counts.drift_rows:
+        _note(
+            f"of {counts.drift_rows} sampled sparse steps "
+            f"{counts.drift_agreed / counts.drift_rows:.1%} agree with dense; KL to dense "
+            f"{counts.drift_kl / counts.drift_rows:.4f} nats"
         )
 
 

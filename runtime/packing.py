@@ -18,13 +18,13 @@ def pack(forward: Forward[Place[Sequence]], block_size: int) -> Step:
     tables: list[Int32Array] = []
     bounds, kv_lens, logit_rows = [0], list[int](), list[int]()
     for place, action in forward.actions:
+        logit_rows += (len(ids) + row for row in action.logit_rows)
         ids += place.sequence.inputs(action)
         positions += range(action.start, action.stop)
         bounds.append(len(ids))
         kv_lens.append(action.stop)
         used = num_blocks(action.stop, block_size)
         tables.append(np.frombuffer(place.cache.blocks, dtype=np.int32, count=used))
-        logit_rows += range(len(ids) - action.num_logits, len(ids))
     return Step(
         phase=forward.phase,
         input_ids=np.array(ids, dtype=np.int32),

@@ -30,7 +30,8 @@ class Action:
     """Input tokens [start, stop) of one sequence; afterwards ``stop`` tokens are cached.
 
     ``prefill``: the action can be cut into chunks. ``replay``: a sparse step of which the next
-    token is known already; it is taken for its K/V, and its logits are dropped.
+    token is known already; it is taken for its K/V, and its logits are dropped. ``sampled``:
+    positions of a rectification, ascending, whose logits are wanted besides those of ``logits``.
     """
 
     phase: Phase
@@ -39,16 +40,27 @@ class Action:
     logits: Rows
     prefill: bool = False
     replay: bool = False
+    sampled: tuple[int, ...] = ()
 
     @property
     def num_rows(self) -> int:
         return self.stop - self.start
 
     @property
-    def num_logits(self) -> int:
+    def logit_rows(self) -> Sequence[int]:
+        """Rows whose logits the action gets, in this order, counted from its first."""
         if self.logits is Rows.ALL:
-            return self.num_rows
-        return 1 if self.logits is Rows.LAST else 0
+            return range(self.num_rows)
+        last = (self.num_rows - 1,) if self.logits is Rows.LAST else ()
+        return (*self.sampled_rows, *last)
+
+    @property
+    def num_logits(self) -> int:
+        return len(self.logit_rows)
+
+    @property
+    def sampled_rows(self) -> tuple[int, ...]:
+        return tuple(position - self.start for position in self.sampled)
 
     @property
     def ends_prompt(self) -> bool:
@@ -81,6 +93,17 @@ class Window:
     dense_below: int = 0
     exact: int = 0
     cached: int = 0
+
+    @property
+    def window_steps(self) -> int:
+        """Sparse steps of a whole window; 0 in the modes without windows."""
+        match self.mode:
+            case "separate":
+                return self.interval
+            case "fused" | "verify":
+                return self.interval - 1
+            case "none" | "dense":
+                return 0
 
     @property
     def reusable(self) -> int:

@@ -10,6 +10,8 @@ from tokenizers import Tokenizer
 
 from trt_resa.blocks import attended_blocks, num_blocks
 from trt_resa.config import SparseAttentionConfig
+from trt_resa.contract import Phase
+from trt_resa.runtime.drift import DriftMeter
 from trt_resa.runtime.outputs import CompletionOutput
 from trt_resa.runtime.prefix_cache import BlockKeys
 from trt_resa.runtime.sampling import Draft, Sampler, bad_words
@@ -54,6 +56,7 @@ class Sequence:
         self._sampler = Sampler(params, prompt, index, bad_words(params, tokenizer))
         self._text = TextStream(tokenizer, params.stop)
         self._drafts: list[Draft] = []
+        self._drift = DriftMeter(sparse.drift_sample)
         end_ids = eos_token_ids if params.end_id is None else (params.end_id,)
         self._end_ids = frozenset(() if params.ignore_eos else end_ids)
         self._stop_ids = frozenset(params.stop_token_ids)
@@ -79,7 +82,10 @@ class Sequence:
         draft_ended = bool(self._drafts) and (
             self._ends(self._drafts[-1].token) or self.window.length >= self.max_tokens
         )
-        return self.window.next_action(draft_ended)
+        action = self.window.next_action(draft_ended)
+        if action.phase is Phase.DENSE and not action.prefill and self._drift.positions:
+            return dataclasses.replace(action, sampled=self._drift.positions)
+        return action
 
     def inputs(self, action: Action) -> list[int]:
         """Token ids of the action's rows."""
@@ -96,6 +102,7 @@ class Sequence:
         output = self.output.token_ids
         if not action.prefill:
             self._count(action)
+            self._measure(action, logits)
         accepted = 0
         if action.logits is Rows.ALL:
             drafts, self._drafts = self._drafts, []
@@ -109,11 +116,11 @@ class Sequence:
         elif action.logits is Rows.LAST:
             # A copy of the output only where there are drafts to add: it may be long.
             context = output + [d.token for d in self._drafts] if self._drafts else output
-            draft = self._sampler.draw(logits[0], context)
+            draft = self._sampler.draw(logits[-1], context)
             if self.sparse.rectify_mode == "verify" and not self.window.is_exact(action):
                 self._drafts.append(draft)
             else:
-                self._confirm(draft.token, logits[0])
+                self._confirm(draft.token, logits[-1])
         self.window.advance(action, accepted)
 
     def take_output(self) -> CompletionOutput:
@@ -134,6 +141,14 @@ class Sequence:
     def _count(self, action: Action) -> None:
         cached = num_blocks(action.stop, self.sparse.block_size)
         self.output.stats.count(action, attended_blocks(action.stop, self.sparse), cached)
+
+    def _measure(self, action: Action, logits: torch.Tensor) -> None:
+        if action.sampled:
+            rows = [action.logit_rows.index(row) for row in action.sampled_rows]
+            self._drift.compare(logits[rows], self.output.stats)
+        elif not self.window.is_exact(action):
+            start, steps = self.window.exact, self.window.window_steps
+            self._drift.offer(action.start, start, steps, logits[-1])
 
     def _ends(self, token: int) -> bool:
         return token in self._end_ids or token in self._stop_ids

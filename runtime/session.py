@@ -117,7 +117,7 @@ class Session:
         return [place.sequence for place, _ in forward.actions]
 
 
-def _progress(forward: Forward[Place[Sequence]]) -> dict[str, int]:
+def _progress(forward: Forward[Place[Sequence]]) -> dict[str, float]:
     """What the sequences of ``forward`` have come to, by the names of Metrics."""
     outputs = [place.sequence.output for place, _ in forward.actions]
     return {
@@ -125,4 +125,7 @@ def _progress(forward: Forward[Place[Sequence]]) -> dict[str, int]:
         "blocks_attended": sum(output.stats.blocks_attended for output in outputs),
         "drafts_proposed": sum(output.stats.drafts for output in outputs),
         "drafts_accepted": sum(output.stats.drafts_accepted for output in outputs),
+        "drift_rows": sum(output.stats.drift_rows for output in outputs),
+        "drift_agreed": sum(output.stats.drift_agreed for output in outputs),
+        "drift_kl": sum(output.stats.drift_kl for output in outputs),
     }

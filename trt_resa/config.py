@@ -56,6 +56,16 @@ class SparseAttentionConfig:
         ),
     ] = 0
 
+    drift_sample: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=8,
+            description="sparse steps per window that are compared with its dense pass, to report "
+            "agreement and KL; each keeps a row of logits on the host meanwhile; 0: none",
+        ),
+    ] = 1
+
     @model_validator(mode="after")
     def _forced_blocks_fit(self) -> Self:
         forced = self.local_blocks + self.sink_blocks

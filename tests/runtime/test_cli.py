@@ -29,6 +29,8 @@ def test_stats_and_comparison(tiny_engine: Path, capsys: pytest.CaptureFixture[s
     assert "100 prompt tokens, 40 new tokens" in err
     assert re.search(r"sparse steps attended to \d+\.\d% of the blocks, \d+ dense passes", err)
     assert re.search(r"\d+ of \d+ drafts accepted", err)
+    drift = r"of \d+ sampled sparse steps \d+\.\d% agree with dense; KL to dense \d+\.\d{4} nats"
+    assert re.search(drift, err)
     assert "identical to dense in all 40 tokens" in err
     code, _, err = run(capsys, *common, *flags, "--rectify_mode", "none", "--min_blocks", 1)
     assert code == 0

@@ -390,6 +390,9 @@ def test_metrics_count_what_was_done(tiny_engine: Path) -> None:
     assert metrics.blocks_attended == stats.blocks_attended > 0
     assert metrics.drafts_proposed == stats.drafts > metrics.drafts_accepted
     assert metrics.drafts_accepted == stats.drafts_accepted > 0
+    assert metrics.drift_rows == stats.drift_rows > metrics.drift_agreed
+    assert metrics.drift_agreed == stats.drift_agreed > 0
+    assert metrics.drift_kl == pytest.approx(stats.drift_kl)
     assert 0 < metrics.sparse_steps < stats.sparse_steps
     assert metrics.dense_passes > 0
     assert min(metrics.step_seconds_sparse, metrics.step_seconds_dense) > 0

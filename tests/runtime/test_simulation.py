@@ -56,6 +56,7 @@ def catalogue(random: Random) -> list[Request]:
             "rectify_interval": random.randint(1, 8),
             "rectify_mode": MODES[number % len(MODES)],
             "dense_below": random.choice((0, 0, 0, 60)),
+            "drift_sample": random.choice((0, 1, 3, 8)),
         }
         params = SamplingParams(
             max_tokens=random.choice((1, 9, 20, 40, 60)),
@@ -75,6 +76,7 @@ class Seen:
     replays: int = 0
     reused: int = 0
     mixed: int = 0
+    drift_rows: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
 
@@ -209,6 +211,8 @@ def run_pattern(random: Random, requests: list[tuple[Request, Sequence]], seen: 
     metrics = session.metrics()
     assert (metrics.requests_active, metrics.requests_queued, metrics.kv_blocks_used) == (0, 0, 0)
     assert metrics.generated_tokens == sum(len(s.output.token_ids) for s in sequences)
+    assert metrics.drift_rows == sum(s.output.stats.drift_rows for s in sequences)
+    seen.drift_rows += metrics.drift_rows
     seen.preemptions += metrics.preemptions
     seen.reused += metrics.kv_blocks_reused
 
@@ -228,4 +232,5 @@ def test_random_arrivals(requests: list[tuple[Request, Sequence]], seeds: range)
     assert seen.replays > often
     assert seen.reused > often
     assert seen.mixed > often
+    assert seen.drift_rows > often
     assert min(seen.reasons[reason] for reason in ("length", "stop", "cancelled")) > often
