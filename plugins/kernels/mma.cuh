@@ -32,6 +32,11 @@ __device__ inline void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
 }
 
+// Brings a line of 128 bytes to the L2 cache.
+__device__ inline void prefetch_line(const void* line) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
+}
+
 // Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ inline void load_matrices(uint32_t address, uint32_t (&out)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
@@ -43,6 +48,13 @@ __device__ inline void load_matrices_transposed(uint32_t address, uint32_t (&out
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
                : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                : "r"(address));
+}
+
+// The transpose of an 8x8 matrix of 16-bit elements spread over a warp.
+__device__ inline uint32_t transpose_matrix(uint32_t x) {
+  uint32_t out;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(out) : "r"(x));
+  return out;
 }
 
 // d[16 x 8] += a[16 x 16] * b[16 x 8]. Lane l holds the columns 2 * (l % 4) and the next of the

@@ -17,13 +17,6 @@
 namespace trt_resa {
 namespace sparse {
 
-// The transpose of an 8x8 matrix of 16-bit elements spread over a warp.
-__device__ __forceinline__ uint32_t transpose_matrix(uint32_t x) {
-  uint32_t out;
-  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(out) : "r"(x));
-  return out;
-}
-
 // kRingBudget: bytes of shared memory for the rings of all warps.
 template <int kHeadDim_, int kHeadTiles_, int kWarps_, int kRingBudget>
 struct AttendShape {

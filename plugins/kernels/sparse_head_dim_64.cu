@@ -1,6 +1,6 @@
 // The kernel of the sparse step for head_dim 64: one file each, so that they compile side by side.
 
-#include "sparse_kernel.cuh"
+#include "sparse_launch.cuh"
 
 namespace trt_resa {
 namespace sparse {

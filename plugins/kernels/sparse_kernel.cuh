@@ -7,7 +7,7 @@
 
 #include "dependent_launch.cuh"
 #include "kv_append.cuh"
-#include "launch.h"
+#include "mma.cuh"
 #include "sparse_args.h"
 #include "sparse_attend.cuh"
 #include "sparse_merge.cuh"
@@ -164,15 +164,14 @@ __device__ __forceinline__ void prefetch(const Args& a) {
   const int64_t entries = static_cast<int64_t>(a.batch_size) * a.max_blocks_per_seq;
   const int64_t entry =
       (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kLineEntries;
-  const auto fetch = [](const void* line) { asm volatile("prefetch.global.L2 [%0];" ::"l"(line)); };
-  if (entry < entries) fetch(a.block_table + entry);
+  if (entry < entries) prefetch_line(a.block_table + entry);
   if (entry < a.batch_size) {
-    fetch(a.kv_lens + entry);
-    if (a.cu_query_lens != nullptr) fetch(a.cu_query_lens + entry);
-    if (a.given_counts != nullptr) fetch(a.given_counts + entry);
+    prefetch_line(a.kv_lens + entry);
+    if (a.cu_query_lens != nullptr) prefetch_line(a.cu_query_lens + entry);
+    if (a.given_counts != nullptr) prefetch_line(a.given_counts + entry);
     if ((a.roles & kAppend) != 0 && a.append.rotary_dim > 0) {
-      fetch(a.append.position_ids);
-      fetch(a.append.inv_freq);
+      prefetch_line(a.append.position_ids);
+      prefetch_line(a.append.inv_freq);
     }
   }
 }
@@ -223,54 +222,6 @@ __global__ void __launch_bounds__(C::kThreads, C::kResident)
     run_items<C>(a, *reinterpret_cast<typename C::Shared*>(dynamic_shared));
   }
 #endif
-}
-
-// As many thread blocks as the device holds at once.
-template <typename C>
-int32_t launch_kernel(const Args& args, void* stream) {
-  constexpr size_t kSharedBytes = sizeof(typename C::Shared);
-  int device = 0, multiprocessors = 0, resident = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  }
-  if (error == cudaSuccess) {
-    error = cudaFuncSetAttribute(sparse_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(kSharedBytes));
-  }
-  if (error == cudaSuccess) {
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, sparse_kernel<C>, C::kThreads,
-                                                          kSharedBytes);
-  }
-  if (error != cudaSuccess) return cuda_status(error);
-  const dim3 grid(static_cast<unsigned>(multiprocessors * resident));
-  return launch(sparse_kernel<C>, grid, dim3(C::kThreads), stream, args,
-                LaunchOptions{kSharedBytes, true});
-}
-
-// The width follows the code that was loaded: that of a later architecture than any known one is
-// made from the newest there is.
-template <typename T, int kHeadDim, int kHeadTiles>
-int32_t launch_for_width(const Args& args, void* stream) {
-  using Wide = Config<T, kHeadDim, kHeadTiles, true>;
-  using Narrow = Config<T, kHeadDim, kHeadTiles, false>;
-  cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, sparse_kernel<Wide>);
-  if (error != cudaSuccess) return cuda_status(error);
-  return is_wide(attributes.ptxVersion) ? launch_kernel<Wide>(args, stream)
-                                        : launch_kernel<Narrow>(args, stream);
-}
-
-template <typename T, int kHeadDim>
-int32_t launch_for_group(const Args& args, void* stream) {
-  return args.q_heads / args.kv_heads <= 8 ? launch_for_width<T, kHeadDim, 1>(args, stream)
-                                           : launch_for_width<T, kHeadDim, 2>(args, stream);
-}
-
-template <int kHeadDim>
-int32_t launch_for_type(const Args& args, void* stream) {
-  return args.dtype == TRT_RESA_FLOAT16 ? launch_for_group<__half, kHeadDim>(args, stream)
-                                        : launch_for_group<__nv_bfloat16, kHeadDim>(args, stream);
 }
 
 }  // namespace sparse

@@ -16,16 +16,15 @@
 #include <random>
 #include <vector>
 
+#if __has_include(<cuda_fp16.h>)
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#undef __shared__
+#else
 #define __device__
 #define __host__
 #define __forceinline__ inline
-
-struct Index {
-  unsigned x;
-};
-struct uint2 {
-  unsigned x, y;
-};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
@@ -38,8 +37,20 @@ inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
 inline float4 make_float4(float x, float y, float z, float w) {
   return {x, y, z, w};
 }
+#endif
+// One thread block runs at a time.
+#define __shared__ static
+#undef __launch_bounds__
+#define __launch_bounds__(...)
+#undef __grid_constant__
+#define __grid_constant__
+#undef __global__
+#define __global__
 
-inline Index threadIdx{0}, blockDim{0}, gridDim{1};
+struct Index {
+  unsigned x;
+};
+inline Index threadIdx{0}, blockIdx{0}, blockDim{0}, gridDim{1};
 
 namespace on_host {
 
@@ -146,8 +157,9 @@ inline void __syncthreads() {
   on_host::meet(on_host::block->arrived, on_host::block->generation, static_cast<int>(blockDim.x));
 }
 template <typename T>
-T __shfl_sync(unsigned, T value, int lane) {
-  return on_host::exchange(value, [&](auto&& of) { return of(lane % 32); });
+T __shfl_sync(unsigned, T value, int lane, int width = 32) {
+  const int base = static_cast<int>(threadIdx.x % 32) / width * width;
+  return on_host::exchange(value, [&](auto&& of) { return of(base + lane % width); });
 }
 template <typename T>
 T __shfl_up_sync(unsigned, T value, int offset) {
@@ -173,6 +185,22 @@ T atomicAdd(T* address, T value) {
   const T before = *address;
   *address += value;
   return before;
+}
+inline void __syncwarp() {
+  on_host::meet_warp();
+}
+template <typename T>
+bool __any_sync(unsigned, T value) {
+  return __reduce_add_sync(0xffffffffu, value ? 1 : 0) > 0;
+}
+inline float __fmul_rn(float a, float b) {
+  return a * b;
+}
+inline float __fdiv_rn(float a, float b) {
+  return a / b;
+}
+inline float rsqrtf(float x) {
+  return 1.0f / std::sqrt(x);
 }
 inline int __popc(unsigned x) {
   return __builtin_popcount(x);

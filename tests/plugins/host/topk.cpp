@@ -35,6 +35,7 @@ bool check(const char* name, const std::vector<uint32_t>& keys, int wanted, int 
   for (uint32_t key : keys) ++counted[bin_slot(bin_of(key))];
   auto shared = std::make_unique<Kernel>();
   std::memset(static_cast<void*>(shared.get()), 0xa5, sizeof(Kernel));
+  trt_resa::shared_memory = reinterpret_cast<char*>(shared.get());
   uint32_t histogram[kBins];
   std::memset(histogram, 0xa5, sizeof histogram);
   std::vector<int32_t> selection(end - begin, -1);
