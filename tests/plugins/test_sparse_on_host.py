@@ -24,7 +24,7 @@ def cuda_headers() -> Path:
 
 
 def run_on_host(folder: Path, name: str, *includes: Path) -> None:
-    """Compile ``name``.cpp with copies of the kernels, the files that hold machine code replaced, and
+    """Compile ``name``.cpp with copies of the kernels, those that hold machine code replaced, and
     run it; it says what is wrong."""
     compiler = shutil.which("c++")
     if compiler is None:
