@@ -5,6 +5,7 @@ VENV ?= .venv
 ENGINE ?= build/demo/engine
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CXX_SOURCES := git ls-files '*.cu' '*.cuh' '*.h' '*.cpp'
 
 .PHONY: demo test test-gpu lint format bench clean
 
@@ -21,13 +22,13 @@ test-gpu: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	git ls-files 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'plugins/*.cpp' 'tests/*.cpp' 'tests/*.cuh' 'tests/*.h' | xargs $(BIN)/clang-format --dry-run -Werror
+	$(CXX_SOURCES) | xargs $(BIN)/clang-format --dry-run -Werror
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/typecheck.sh
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	git ls-files 'plugins/*.cu' 'plugins/*.cuh' 'plugins/*.h' 'plugins/*.cpp' 'tests/*.cpp' 'tests/*.cuh' 'tests/*.h' | xargs $(BIN)/clang-format -i
+	$(CXX_SOURCES) | xargs $(BIN)/clang-format -i
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_torch_executor.py

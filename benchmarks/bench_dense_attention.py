@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.timing import graph_us, read_gb_per_s
 from tests.plugins.dense_reference import DenseCase, make_dense_case
 from trt_resa.kernels import KernelLibrary, load_library
 
@@ -61,29 +61,7 @@ SHAPES = [
 
 
 def time_us(launch: Callable[[], object]) -> float:
-    """Median microseconds of a graph with one launch, on a cold L2 cache."""
-    launch()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        launch()
-    flush = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
-    times = []
-    for _ in range(REPLAYS + 3):
-        flush.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3)
-    return statistics.median(times[3:])
-
-
-def read_ceiling() -> float:
-    """GB/s of reading 2 GiB once."""
-    data = torch.ones(1 << 29, device="cuda")
-    return data.numel() * 4 / time_us(data.sum) / 1e3
+    return graph_us([launch], REPLAYS, cold=True)
 
 
 def contiguous_kv(case: DenseCase, keys: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -138,7 +116,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="shapes whose name contains this")
     arguments = parser.parse_args()
     library = load_library()
-    ceiling = read_ceiling()
+    ceiling = read_gb_per_s()
     print(f"GPU: {torch.cuda.get_device_name()}, PyTorch {torch.__version__}")
     print(f"library {library.version}, architectures {' '.join(library.architectures)}")
     print(f"ceiling, 2 GiB read once: {ceiling:.0f} GB/s")

@@ -1,4 +1,4 @@
-"""Time the sparse step and its parts at the shapes of Qwen2.5-7B, against PyTorch's SDPA.
+"""Time the sparse step and its parts at the shapes of Qwen2.5-7B, against PyTorch's attention.
 
 28 query heads, 4 KV heads, head_dim 128, fp16, blocks of 16, keep ratio 0.1. One CUDA graph holds
 a launch per copy of the cache, and the copies' bytes together exceed the L2 cache several times, so
@@ -6,7 +6,8 @@ every launch finds it cold. A figure is the median over replays, divided by the 
 that are ``chained`` follow one another directly, each allowed to start while the one before ends;
 ``alone`` has an ordinary small kernel before each, whose own time is subtracted.
 
-Run on a GPU: ``python benchmarks/bench_sparse_step.py [--json FILE]``.
+Peers: SDPA (cuDNN, FlashAttention) over the whole cache, FlexAttention over a block mask of as many
+blocks. Run on a GPU: ``python benchmarks/bench_sparse_step.py [--json FILE]``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +22,11 @@ from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.timing import graph_us, read_gb_per_s
 from tests.plugins.sparse_case import (
     Cache,
     Selecting,
@@ -41,7 +43,6 @@ from trt_resa.kernels import load_library as load_kernels
 Q_HEADS, KV_HEADS, HEAD_DIM, BLOCK = 28, 4, 128, 16
 SETTINGS = Selecting(keep_ratio=0.1)
 COLD_BYTES = 200 << 20  # what a rotation reads at least; the L2 cache of an H100 holds 50 MB
-REPLAYS = 30
 TARGETS = {  # must, aim; us per layer on an H100
     (1, 32): (12, 8),
     (1, 128): (24, 18),
@@ -50,34 +51,6 @@ TARGETS = {  # must, aim; us per layer on an H100
     (4, 128): (90, 70),
     (4, 256): (160, 130),
 }
-
-
-def graph_us(launches: list[Callable[[], object]]) -> float:
-    """Median microseconds per launch over replays of a graph that holds all of them."""
-    for launch in launches:
-        launch()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for launch in launches:
-            launch()
-    times = []
-    for _ in range(REPLAYS + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / len(launches))
-    return statistics.median(times[3:])
-
-
-def read_gb_per_s() -> float:
-    """Bandwidth of reading 2 GiB: the ceiling of everything below."""
-    words = torch.ones(1 << 29, dtype=torch.float32, device="cuda")
-    out = torch.empty((), device="cuda")
-    best = graph_us([lambda: torch.amax(words, dim=0, out=out)] * 3)
-    return words.numel() * 4 / best / 1e3
 
 
 def random_half(*shape: int) -> torch.Tensor:
@@ -162,6 +135,33 @@ def sdpa_us(backend: SDPBackend, batch: int, tokens: int, copies: int) -> float 
         return None
 
 
+def flex_us(batch: int, tokens: int, copies: int) -> float | None:
+    """PyTorch's FlexAttention over as many random blocks of each query head as a selection holds;
+    None where it refuses."""
+    blocks, selected = tokens // BLOCK, SETTINGS.count(tokens, BLOCK)
+    order = torch.rand(batch, Q_HEADS, 1, blocks, device="cuda").argsort(-1)[..., :selected]
+    indices = torch.zeros(batch, Q_HEADS, 1, blocks, dtype=torch.int32, device="cuda")
+    indices[..., :selected] = order.sort(-1).values
+    counts = torch.full((batch, Q_HEADS, 1), selected, dtype=torch.int32, device="cuda")
+    try:
+        attend = torch.compile(flex_attention)
+        mask = BlockMask.from_kv_blocks(counts, indices, BLOCK_SIZE=(128, BLOCK))
+        q = random_half(batch, Q_HEADS, 1, HEAD_DIM)
+        sets = [random_half(2, batch, KV_HEADS, tokens, HEAD_DIM) for _ in range(copies)]
+        options = {"BLOCK_N": BLOCK}
+        return graph_us(
+            [
+                lambda kv=kv: attend(
+                    q, kv[0], kv[1], block_mask=mask, enable_gqa=True, kernel_options=options
+                )
+                for kv in sets
+            ]
+        )
+    except Exception as error:  # whatever its compiler raises: this is a peer, not what is measured
+        print(f"  FlexAttention refuses: {type(error).__name__} {str(error).splitlines()[0]}")
+        return None
+
+
 def measure(
     library: KernelLibrary, batch: int, thousands: int, ceiling: float, options: argparse.Namespace
 ) -> dict[str, Any]:
@@ -228,6 +228,9 @@ def measure(
             result[f"sdpa_{name}_us"] = time
             if time is not None:
                 print(f"B{batch} x {thousands:>3}K    SDPA {name:>5}: {time:7.2f} us", flush=True)
+        time = result["flex_sparse_us"] = flex_us(batch, tokens, dense_copies)
+        if time is not None:
+            print(f"B{batch} x {thousands:>3}K FlexAttention: {time:7.2f} us", flush=True)
         torch.cuda.empty_cache()
     return result
 

@@ -2,44 +2,21 @@
 
 Each figure is the median over graph replays; one graph holds a launch per buffer set, and the sets
 together exceed the L2 cache where the rows do. The baseline copies as many bytes with cudaMemcpy,
-in a graph too. Run on a GPU: ``python benchmarks/kv_append.py``.
+in a graph too. Run on a GPU: ``python benchmarks/bench_kv_append.py``.
 """
 
 from __future__ import annotations
 
-import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.timing import graph_us
 from tests.plugins.reference import Case, make_case
 from trt_resa.kernels import KernelLibrary, load_library
-
-REPLAYS = 50
-
-
-def graph_time_us(launches: list[Callable[[], object]]) -> float:
-    """Median microseconds per launch over replays of a graph that holds all of them."""
-    for launch in launches:
-        launch()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for launch in launches:
-            launch()
-    times = []
-    for _ in range(REPLAYS + 5):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / len(launches))
-    return statistics.median(times[5:])
 
 
 def copy_gb_per_s(total_bytes: int) -> float:
@@ -47,7 +24,7 @@ def copy_gb_per_s(total_bytes: int) -> float:
     count = max(total_bytes // 4, 1)  # half read, half written, of two bytes each
     sets = 4 if total_bytes > 1 << 20 else 28
     pairs = [torch.randn(2, count, device="cuda").half() for _ in range(sets)]
-    time = graph_time_us([lambda pair=pair: pair[1].copy_(pair[0]) for pair in pairs])
+    time = graph_us([lambda pair=pair: pair[1].copy_(pair[0]) for pair in pairs])
     return total_bytes / time / 1e3
 
 
@@ -71,7 +48,7 @@ def measure(library: KernelLibrary, sequences: list[tuple[int, int]], ceiling: f
     def launch(case: Case) -> None:
         library.launch(case.params(), torch.cuda.current_stream().cuda_stream)
 
-    time = graph_time_us([lambda case=case: launch(case) for case in cases])
+    time = graph_us([lambda case=case: launch(case) for case in cases])
     moved = bytes_moved(cases[0], sequences)
     rate = moved / time / 1e3
     baseline = copy_gb_per_s(moved)

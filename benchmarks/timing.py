@@ -1,0 +1,44 @@
+"""How the kernel benchmarks time: replays of CUDA graphs, and what reading memory can reach."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+
+import torch
+
+WARM_UP = 3
+
+
+def graph_us(launches: list[Callable[[], object]], replays: int = 30, cold: bool = False) -> float:
+    """Median microseconds per launch over replays of a graph that holds all ``launches``.
+
+    ``cold``: the L2 cache is overwritten before each replay; without it, the launches themselves
+    must read more than the cache holds.
+    """
+    for launch in launches:
+        launch()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for launch in launches:
+            launch()
+    flush = torch.empty(256 << 20 if cold else 0, dtype=torch.int8, device="cuda")
+    times = []
+    for _ in range(replays + WARM_UP):
+        flush.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3 / len(launches))
+    return statistics.median(times[WARM_UP:])
+
+
+def read_gb_per_s() -> float:
+    """Bandwidth of reading 2 GiB: the ceiling of whatever reads a cache."""
+    words = torch.ones(1 << 29, dtype=torch.float32, device="cuda")
+    out = torch.empty((), device="cuda")
+    time = graph_us([lambda: torch.amax(words, dim=0, out=out)] * 3)
+    return words.numel() * 4 / time / 1e3
