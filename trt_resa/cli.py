@@ -17,10 +17,12 @@ from trt_resa.version import __version__
 _COMMANDS = {
     "bench": "trt_resa.bench_cli:bench",
     "build-engine": "trt_resa.builder.cli:build_engine",
+    "eval": "trt_resa.runtime.quality.eval_cli:evaluate",
     "export-onnx": "trt_resa.builder.onnx_cli:export_onnx",
     "generate": "trt_resa.runtime.cli:generate",
     "inspect": "trt_resa.inspect_cli:inspect",
     "triton-repo": "trt_resa.runtime.serving.cli:triton_repo",
+    "tune": "trt_resa.runtime.quality.tune_cli:tune",
 }
 
 
