@@ -172,7 +172,9 @@ def _print_stats(
     if counts.drafts:
         _note(
             f"{counts.drafts_accepted} of {counts.drafts} drafts accepted "
-            f"({counts.drafts_accepted / counts.drafts:.1%})"
+            f"({counts.drafts_accepted / counts.drafts:.1%}), "
+            f"{counts.drafts_accepted / counts.verifications:.1f} of "
+            f"{counts.drafts / counts.verifications:.1f} per verification"
         )
     if counts.drift_rows:
         _note(

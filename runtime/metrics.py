@@ -16,9 +16,9 @@ class Metrics:
     ``generated_tokens`` when they are final. ``sparse_steps`` and ``dense_passes`` are forwards,
     however many sequences take part; ``step_seconds_sparse`` and ``step_seconds_dense`` are their
     time, sampling included. ``blocks_attended`` is summed over the sequences of the sparse steps,
-    for one layer and KV head. ``drift_rows``, ``drift_agreed`` and ``drift_kl`` are explained at
-    SequenceStats. ``preemptions``: how often a sequence had to give its blocks back and compute
-    them again later; the sparse steps that it then repeats count as forwards alone.
+    for one layer and KV head. ``verifications``, ``drift_rows``, ``drift_agreed`` and ``drift_kl``
+    are explained at SequenceStats. ``preemptions``: how often a sequence had to give its blocks
+    back and compute them again later; sparse steps that it then repeats count as forwards alone.
     """
 
     requests_active: int = 0
@@ -33,6 +33,7 @@ class Metrics:
     blocks_attended: int = 0
     drafts_proposed: int = 0
     drafts_accepted: int = 0
+    verifications: int = 0
     drift_rows: int = 0
     drift_agreed: int = 0
     drift_kl: float = 0.0

@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 
 from trt_resa.config import RectifyMode
 from trt_resa.contract import Phase
+from trt_resa.runtime.acceptance import Acceptance
 
 
 class Rows(Enum):
@@ -78,9 +79,10 @@ class Window:
     """Tokens 0..length-1 of one sequence; the newest has no K/V. Positions < exact are dense-exact.
 
     The prompt is a prefill until ``exact`` reaches ``prompt_length``. ``interval`` is the window's
-    largest size (DESIGN: rectify_interval). ``cached`` positions are in the cache: fewer than the
-    window needs only after ``restart``, and then the next actions write the same K/V again, dense
-    passes up to ``exact`` and a sparse step for each position behind it.
+    largest size (rectify_interval); with ``acceptance``, in mode verify, its size follows from what
+    verifications accepted. ``cached`` positions are in the cache: fewer than the window needs only
+    after ``restart``, and then the next actions write the same K/V again, dense passes up to
+    ``exact`` and a sparse step for each position behind it.
 
     A sparse step over at most ``dense_below`` tokens attends to everything: behind a dense-exact
     prefix it is as good as a dense pass, so no window begins there.
@@ -91,17 +93,23 @@ class Window:
     prompt_length: int
     length: int
     dense_below: int = 0
+    acceptance: Acceptance | None = None
     exact: int = 0
     cached: int = 0
+
+    @property
+    def size(self) -> int:
+        """Tokens of the present window when it is whole."""
+        return self.interval if self.acceptance is None else self.acceptance.window
 
     @property
     def window_steps(self) -> int:
         """Sparse steps of a whole window; 0 in the modes without windows."""
         match self.mode:
             case "separate":
-                return self.interval
+                return self.size
             case "fused" | "verify":
-                return self.interval - 1
+                return self.size - 1
             case "none" | "dense":
                 return 0
 
@@ -158,12 +166,12 @@ class Window:
             case "none":
                 rectify, stop, rows = False, self.length, Rows.LAST
             case "fused":
-                rectify, stop, rows = pending >= self.interval, self.length, Rows.LAST
+                rectify, stop, rows = pending >= self.size, self.length, Rows.LAST
             case "separate":
                 # The newest token has no K/V yet and is not part of the window.
-                rectify, stop, rows = pending > self.interval, self.length - 1, Rows.NONE
+                rectify, stop, rows = pending > self.size, self.length - 1, Rows.NONE
             case "verify":
-                rectify, stop, rows = pending >= self.interval or draft_ended, self.length, Rows.ALL
+                rectify, stop, rows = pending >= self.size or draft_ended, self.length, Rows.ALL
         if rectify:
             return Action(Phase.DENSE, self.exact, stop, rows)
         return newest
@@ -177,6 +185,8 @@ class Window:
         if action.logits is Rows.ALL:
             self.exact = self.cached = action.start + accepted + 1
             self.length = self.exact + 1
+            if self.acceptance is not None:
+                self.acceptance.count(action.num_rows - 1, accepted)
             return
         self.cached = action.stop
         if self.is_exact(action):

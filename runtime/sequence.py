@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from trt_resa.blocks import attended_blocks, num_blocks
 from trt_resa.config import SparseAttentionConfig
 from trt_resa.contract import Phase
+from trt_resa.runtime.acceptance import Acceptance
 from trt_resa.runtime.drift import DriftMeter
 from trt_resa.runtime.outputs import CompletionOutput
 from trt_resa.runtime.prefix_cache import BlockKeys
@@ -52,6 +53,7 @@ class Sequence:
             prompt_length=len(prompt),
             length=len(prompt),
             dense_below=sparse.dense_below,
+            acceptance=_acceptance(sparse),
         )
         self._sampler = Sampler(params, prompt, index, bad_words(params, tokenizer))
         self._text = TextStream(tokenizer, params.stop)
@@ -109,6 +111,7 @@ class Sequence:
             accepted, token = self._sampler.verify(drafts, logits, output)
             self.output.stats.drafts += len(drafts)
             self.output.stats.drafts_accepted += accepted
+            self.output.stats.verifications += 1
             new = [draft.token for draft in drafts[:accepted]] + [token]
             for row, token in zip(logits, new, strict=False):
                 if not self.finished:
@@ -188,3 +191,8 @@ class Sequence:
         entry.update(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
         self.output.logprobs.append(entry)
         self.output.cumulative_logprob += entry[token]
+
+
+def _acceptance(sparse: SparseAttentionConfig) -> Acceptance | None:
+    adapts = sparse.rectify_mode == "verify" and sparse.adaptive_window
+    return Acceptance(sparse.rectify_interval) if adapts else None

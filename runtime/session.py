@@ -125,6 +125,7 @@ def _progress(forward: Forward[Place[Sequence]]) -> dict[str, float]:
         "blocks_attended": sum(output.stats.blocks_attended for output in outputs),
         "drafts_proposed": sum(output.stats.drafts for output in outputs),
         "drafts_accepted": sum(output.stats.drafts_accepted for output in outputs),
+        "verifications": sum(output.stats.verifications for output in outputs),
         "drift_rows": sum(output.stats.drift_rows for output in outputs),
         "drift_agreed": sum(output.stats.drift_agreed for output in outputs),
         "drift_kl": sum(output.stats.drift_kl for output in outputs),

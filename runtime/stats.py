@@ -16,7 +16,8 @@ class SequenceStats:
 
     A block is counted per forward that reads it (for one layer and KV head). ``blocks_cached``
     counts the blocks that existed in the sparse steps, ``blocks_dense`` what dense decoding of the
-    same tokens would have read. ``drift_rows`` sparse steps were compared with a dense pass over
+    same tokens would have read. ``verifications`` dense passes checked ``drafts`` and accepted
+    ``drafts_accepted`` of them. ``drift_rows`` sparse steps were compared with a dense pass over
     the same tokens, ``drift_agreed`` of them had the same likeliest token, and ``drift_kl`` is the
     sum of KL(dense || sparse) in nats, all before penalties and temperature.
     """
@@ -30,6 +31,7 @@ class SequenceStats:
     blocks_dense: int = 0
     drafts: int = 0
     drafts_accepted: int = 0
+    verifications: int = 0
     drift_rows: int = 0
     drift_agreed: int = 0
     drift_kl: float = 0.0

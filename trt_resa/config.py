@@ -47,6 +47,13 @@ class SparseAttentionConfig:
             "takes no sparse steps"
         ),
     ] = "fused"
+    adaptive_window: Annotated[
+        bool,
+        Field(
+            description="verify: take fewer tokens than rectify_interval in a window while the "
+            "dense pass rejects many; off: always that many"
+        ),
+    ] = True
     dense_below: Annotated[
         int,
         Field(

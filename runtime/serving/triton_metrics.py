@@ -28,6 +28,7 @@ LLM_FAMILIES = {
     ),
     "drafts_proposed": _Family("drafts_proposed_total", "Drafts checked by a dense pass"),
     "drafts_accepted": _Family("drafts_accepted_total", "Drafts that the check accepted"),
+    "verifications": _Family("verifications_total", "Windows whose drafts were checked"),
     "drift_rows": _Family("drift_rows_total", "Sparse steps compared with a dense pass"),
     "drift_agreed": _Family("drift_agreed_total", "Of these, with the same likeliest token"),
     "drift_kl": _Family("drift_kl_nats_total", "Sum of their KL(dense || sparse) in nats"),

@@ -28,7 +28,8 @@ def test_stats_and_comparison(tiny_engine: Path, capsys: pytest.CaptureFixture[s
     assert out.endswith("\n")
     assert "100 prompt tokens, 40 new tokens" in err
     assert re.search(r"sparse steps attended to \d+\.\d% of the blocks, \d+ dense passes", err)
-    assert re.search(r"\d+ of \d+ drafts accepted", err)
+    drafts = r"\d+ of \d+ drafts accepted \(\d+\.\d%\), \d+\.\d of \d+\.\d per verification"
+    assert re.search(drafts, err)
     drift = r"of \d+ sampled sparse steps \d+\.\d% agree with dense; KL to dense \d+\.\d{4} nats"
     assert re.search(drift, err)
     assert "identical to dense in all 40 tokens" in err

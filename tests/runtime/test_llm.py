@@ -390,6 +390,7 @@ def test_metrics_count_what_was_done(tiny_engine: Path) -> None:
     assert metrics.blocks_attended == stats.blocks_attended > 0
     assert metrics.drafts_proposed == stats.drafts > metrics.drafts_accepted
     assert metrics.drafts_accepted == stats.drafts_accepted > 0
+    assert metrics.verifications == stats.verifications == stats.dense_passes
     assert metrics.drift_rows == stats.drift_rows > metrics.drift_agreed
     assert metrics.drift_agreed == stats.drift_agreed > 0
     assert metrics.drift_kl == pytest.approx(stats.drift_kl)

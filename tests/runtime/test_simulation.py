@@ -56,6 +56,7 @@ def catalogue(random: Random) -> list[Request]:
             "rectify_interval": random.randint(1, 8),
             "rectify_mode": MODES[number % len(MODES)],
             "dense_below": random.choice((0, 0, 0, 60)),
+            "adaptive_window": random.random() < 0.5,
             "drift_sample": random.choice((0, 1, 3, 8)),
         }
         params = SamplingParams(

@@ -1,0 +1,20 @@
+"""A model whose logits depend on the last token and on the phase alone: exact probabilities."""
+
+from __future__ import annotations
+
+import torch
+
+from trt_resa.contract import Phase, Step
+
+
+class MarkovExecutor:
+    """``dense`` and ``sparse`` [vocab, vocab]: logits of the next token by the last one."""
+
+    model = None
+
+    def __init__(self, blocks: int, dense: torch.Tensor, sparse: torch.Tensor) -> None:
+        self.num_blocks = blocks
+        self._logits = {Phase.DENSE: dense, Phase.SPARSE: sparse}
+
+    def forward(self, step: Step) -> torch.Tensor:
+        return self._logits[step.phase][step.input_ids[step.logit_rows]]
