@@ -216,16 +216,16 @@ def _check_space(work: Path, planned: Plan) -> None:
 
 
 def _engine_config(planned: Plan, compute_capabilities: Sequence[str]) -> EngineConfig:
-    flavour = version = None
+    flavour = version = plugin_hash = None
     capabilities: tuple[str, ...] = ()
     if "tensorrt_rtx" in planned.build.executors:
         from trt_resa.rtx import FLAVOUR, VERSION
 
         flavour, version, capabilities = FLAVOUR, VERSION, tuple(compute_capabilities)
     elif "tensorrt" in planned.build.executors:
-        from trt_resa.trt import FLAVOUR, VERSION
+        from trt_resa.trt import FLAVOUR, VERSION, plugin_library_sha256
 
-        flavour, version = FLAVOUR, VERSION
+        flavour, version, plugin_hash = FLAVOUR, VERSION, plugin_library_sha256()
         if torch.cuda.is_available():  # it builds for the GPU at hand
             capabilities = (".".join(map(str, torch.cuda.get_device_capability())),)
     library_version, library_hash = _kernel_library()
@@ -241,6 +241,7 @@ def _engine_config(planned: Plan, compute_capabilities: Sequence[str]) -> Engine
             compute_capabilities=capabilities,
             kernel_library_version=library_version,
             kernel_library_sha256=library_hash,
+            plugin_library_sha256=plugin_hash,
             checkpoint=planned.checkpoint.path.resolve().name,
             checkpoint_sha256=planned.checkpoint.sha256(),
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),

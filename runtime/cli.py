@@ -38,10 +38,10 @@ KV_CACHE_PREFIX = "kv_cache_"
 @click.option("--chat", is_flag=True, help="apply the model's chat template to each prompt")
 @click.option(
     "--executor",
-    type=click.Choice(["auto", "tensorrt_rtx", "torch"]),
+    type=click.Choice(get_args(ExecutorChoice)),
     default="auto",
     show_default=True,
-    help="what runs the forwards; auto: tensorrt_rtx where there are a GPU and engines",
+    help="what runs the forwards; auto: the engines where there are a GPU and engines",
 )
 @click.option(
     "--linears",
@@ -49,6 +49,11 @@ KV_CACHE_PREFIX = "kv_cache_"
     default="auto",
     show_default=True,
     help="with tensorrt_rtx: what runs the segments; auto: kernels for symmetric INT4 weights",
+)
+@click.option(
+    "--gpu_weights_percent",
+    type=float,
+    help="with tensorrt: share of the weights in GPU memory, 0 to 1 [default: all]",
 )
 @click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
@@ -73,6 +78,7 @@ def generate(
     chat: bool,
     executor: ExecutorChoice,
     linears: Linears,
+    gpu_weights_percent: float | None,
     device: str,
     max_batch_size: int | None,
     max_seq_len: int | None,
@@ -90,6 +96,7 @@ def generate(
         engine_dir,
         executor=executor,
         linears=linears,
+        gpu_weights_percent=gpu_weights_percent,
         device=device,
         max_batch_size=max_batch_size,
         max_seq_len=max_seq_len,

@@ -45,6 +45,8 @@ class LLM:
     ``device``: "cpu", "cuda" or "auto". ``dtype`` of the torch executor: float32 on a CPU, the
     engine's on a GPU, unless given. ``linears`` of the executor tensorrt_rtx: "tensorrt" for the
     engines, "kernels" for the kernel library, "auto" for the kernels where they fit.
+    ``gpu_weights_percent`` of the executor tensorrt: share of the weights, from 0 to 1, that stays
+    in GPU memory, of an engine built with --weight_streaming.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class LLM:
         sparse_attention_config: SparseChanges | None = None,
         device: str = "auto",
         dtype: str | None = None,
+        gpu_weights_percent: float | None = None,
     ) -> None:
         engine = EngineDirectory(model)
         self.sparse_attention_config = llm_sparse_config(engine.config, sparse_attention_config)
@@ -83,6 +86,7 @@ class LLM:
             self.device,
             dtype,
             linears,
+            gpu_weights_percent,
         )
         self._session = Session(
             self._executor,
@@ -198,7 +202,8 @@ class LLM:
         self, changes: SparseChanges | None, mode: RectifyMode | None
     ) -> SparseAttentionConfig:
         own = self.sparse_attention_config
-        return request_config(own, changes, mode, self._session.max_interval)
+        fixed = self._executor.fixed_selection
+        return request_config(own, changes, mode, self._session.max_interval, fixed)
 
     def _handle(
         self, prompt: Prompt, params: SamplingParams, streaming: bool, sparse: SparseAttentionConfig

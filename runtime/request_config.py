@@ -18,9 +18,11 @@ def request_config(
     changes: SparseChanges | None,
     mode: RectifyMode | None,
     max_interval: int,
+    fixed_selection: bool = False,
 ) -> SparseAttentionConfig:
     """``own`` with ``changes``, then ``mode``.
 
+    ``fixed_selection``: what a selection depends on cannot change, as the executor has one only.
     Raises ConfigError for an unknown key or a bad value, RequestError for a setting that cannot
     differ from request to request.
     """
@@ -34,6 +36,12 @@ def request_config(
         raise RequestError(
             f"block_size {config.block_size} differs from the engine's {own.block_size}, which "
             "holds for all requests; leave it out"
+        )
+    if fixed_selection and config.selection != own.selection:
+        raise RequestError(
+            "keep_ratio, min_blocks, local_blocks, sink_blocks and dense_below are fixed in an "
+            "engine of executor 'tensorrt'; leave them out, or use executor 'tensorrt_rtx' or "
+            "'torch'"
         )
     if config.rectify_interval > max_interval:
         raise RequestError(

@@ -119,8 +119,7 @@ class BuildConfig:
             min_length=1,
             description="what the engine directory is for: tensorrt_rtx writes an engine per "
             "segment, torch weights that run on a CPU or through plain PyTorch; tensorrt one "
-            "engine with attention plugins (needs TensorRT and a GPU; no part of this runtime "
-            "drives it yet)",
+            "engine with attention plugins (needs TensorRT and a GPU)",
         ),
     ] = ("tensorrt_rtx", "torch")
     max_batch_size: Annotated[int, Field(ge=1, le=256, description="sequences per step")] = 8

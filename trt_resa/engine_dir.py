@@ -51,6 +51,9 @@ class BuildInfo:
     compute_capabilities: tuple[str, ...] = ()
     kernel_library_version: str | None = None
     kernel_library_sha256: str | None = None
+    plugin_library_sha256: Annotated[
+        str | None, Field(description="of the executor tensorrt's engine")
+    ] = None
     checkpoint: str
     checkpoint_sha256: str
     date: str

@@ -27,6 +27,8 @@ class Executor(Protocol):
 
     model: ModelConfig
     num_blocks: int
+    #: Whether every sparse step follows the executor's own selection, not that of its ``Step``.
+    fixed_selection: bool
 
     def forward(self, step: Step) -> torch.Tensor:
         """Append K/V, attend, and return float32 logits [R, vocab] on the host."""

@@ -13,8 +13,10 @@ from trt_resa.runtime.executors.base import Executor, Limits
 from trt_resa.runtime.executors.engine_loading import Linears
 from trt_resa.runtime.executors.torch_executor import TorchExecutor
 
-#: What a user may ask for; auto: tensorrt_rtx where there are a GPU and engines, else torch.
-ExecutorChoice = Literal["auto", "tensorrt_rtx", "torch"]
+#: What a user may ask for; auto: where there are a GPU and engines, their executor, else torch.
+ExecutorChoice = Literal["auto", "tensorrt_rtx", "tensorrt", "torch"]
+#: Executors that run engines on a GPU; auto takes the first that the directory was built for.
+_OF_ENGINES = ("tensorrt_rtx", "tensorrt")
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -24,11 +26,12 @@ def choose(choice: str, engine: EngineDirectory, device: torch.device) -> str:
         names = ", ".join(map(repr, get_args(ExecutorChoice)))
         raise ConfigError(f"executor {choice!r} cannot run here; use one of {names}")
     if choice == "auto":
-        built = "tensorrt_rtx" in engine.config.build_config.executors
-        return "tensorrt_rtx" if built and device.type == "cuda" else "torch"
-    if choice == "tensorrt_rtx" and device.type != "cuda":
+        built = engine.config.build_config.executors
+        able = (name for name in _OF_ENGINES if name in built and device.type == "cuda")
+        return next(able, "torch")
+    if choice in _OF_ENGINES and device.type != "cuda":
         raise ConfigError(
-            f"executor 'tensorrt_rtx' needs an NVIDIA GPU and the device is {device.type}; use "
+            f"executor {choice!r} needs an NVIDIA GPU and the device is {device.type}; use "
             "'torch', which runs on a CPU"
         )
     return choice
@@ -43,27 +46,37 @@ def make_executor(
     device: torch.device,
     dtype: str | None,
     linears: Linears = "auto",
+    gpu_weights_percent: float | None = None,
 ) -> Executor:
     """The executor of ``choice`` with its weights and cache on ``device``.
 
     ``dtype`` is the torch executor's: float32 on a CPU and the engine's on a GPU unless given.
-    ``linears`` is that of tensorrt_rtx.
+    ``linears`` is that of tensorrt_rtx, ``gpu_weights_percent`` that of tensorrt.
     """
     built = engine.config.build_config.dtype
-    if choose(choice, engine, device) == "tensorrt_rtx":
-        if dtype not in (None, built):
+    name = choose(choice, engine, device)
+    for option, value, default, owner in (
+        ("linears", linears, "auto", "tensorrt_rtx"),
+        ("gpu_weights_percent", gpu_weights_percent, None, "tensorrt"),
+    ):
+        if value != default and name != owner:
             raise ConfigError(
-                f"dtype {dtype!r} differs from the engine's {built!r}, which is fixed when it is "
-                "built; leave it out, or use executor 'torch'"
+                f"{option} {value!r} is for executor {owner!r}, and {name!r} runs here; leave it "
+                "out"
             )
+    if name in _OF_ENGINES and dtype not in (None, built):
+        raise ConfigError(
+            f"dtype {dtype!r} differs from the engine's {built!r}, which is fixed when it is "
+            "built; leave it out, or use executor 'torch'"
+        )
+    if name == "tensorrt_rtx":
         from trt_resa.runtime.executors.rtx_executor import RtxExecutor
 
         return RtxExecutor(engine, sparse, kv_cache, limits, device, linears)
-    if linears != "auto":
-        raise ConfigError(
-            f"linears {linears!r} is for executor 'tensorrt_rtx', and 'torch' runs here; leave it "
-            "out"
-        )
+    if name == "tensorrt":
+        from trt_resa.runtime.executors.trt_executor import TrtExecutor
+
+        return TrtExecutor(engine, sparse, kv_cache, limits, device, gpu_weights_percent)
     chosen = dtype or ("float32" if device.type == "cpu" else built)
     if chosen not in _DTYPES:
         raise ConfigError(f"dtype {chosen!r} is not one of {', '.join(_DTYPES)}")

@@ -30,7 +30,6 @@ class GpuExecutor(abc.ABC):
     ``graphs`` False launches everything one by one.
     """
 
-    #: Whether every sparse step follows the executor's own selection.
     fixed_selection = False
 
     def __init__(

@@ -33,6 +33,8 @@ from trt_resa.runtime.memory import cache_blocks
 class TorchExecutor:
     """Holds the weights, the cache of every layer, and a function per node."""
 
+    fixed_selection = False
+
     def __init__(
         self,
         engine: EngineDirectory,

@@ -34,6 +34,7 @@ from trt_resa.runtime.serving.triton_repo import write_repository
 @click.option("--max_batch_size", type=int, help=LLM_PARAMETERS["max_batch_size"])
 @click.option("--max_seq_len", type=int, help=LLM_PARAMETERS["max_seq_len"])
 @click.option("--max_num_tokens", type=int, help=LLM_PARAMETERS["max_num_tokens"])
+@click.option("--gpu_weights_percent", type=float, help=LLM_PARAMETERS["gpu_weights_percent"])
 @click.option("--config", type=click.Path(path_type=Path), help=f"YAML with {SPARSE_SECTION}")
 @options_of(KvCacheConfig, prefix=KV_CACHE_PREFIX)
 @options_of(SchedulerConfig, SparseAttentionConfig)

@@ -23,8 +23,26 @@ LLM_PARAMETERS = {
     "max_batch_size": "sequences at once [default: the engine's]",
     "max_seq_len": "tokens per sequence [default: the engine's]",
     "max_num_tokens": "tokens per forward [default: the engine's]",
+    "gpu_weights_percent": "of tensorrt: share of the weights in GPU memory, 0 to 1 [default: all]",
 }
 _INTEGERS = ("max_batch_size", "max_seq_len", "max_num_tokens")
+
+
+def _whole_number(name: str, text: str) -> int:
+    if not text.isdecimal():
+        raise ConfigError(f"the parameter {name} = '{text}' is not a whole number")
+    return int(text)
+
+
+def _share(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"the parameter {name} = '{text}' is not a number") from None
+
+
+#: How a parameter that is a number is read.
+_NUMBERS = {**dict.fromkeys(_INTEGERS, _whole_number), "gpu_weights_percent": _share}
 
 
 def descriptions() -> dict[str, str]:
@@ -78,9 +96,7 @@ def llm_arguments(strings: Mapping[str, str], version_dir: Path) -> dict[str, An
     for name in LLM_PARAMETERS:
         if name in values:
             text = values[name]
-            if name in _INTEGERS and not text.isdecimal():
-                raise ConfigError(f"the parameter {name} = '{text}' is not a whole number")
-            arguments[name] = int(text) if name in _INTEGERS else text
+            arguments[name] = _NUMBERS[name](name, text) if name in _NUMBERS else text
     arguments["kv_cache_config"] = _fields(KvCacheConfig, values, KV_CACHE_PREFIX)
     arguments["scheduler_config"] = _fields(SchedulerConfig, values, "")
     arguments["sparse_attention_config"] = _fields(SparseAttentionConfig, values, "")
