@@ -49,10 +49,10 @@ _TIMES = _parts(
 
 
 def sentence(rng: random.Random) -> str:
-    """As "On Monday the old baker carried a tiny lantern near the station." """
+    """As "On Monday the old baker carried the tiny lantern near the station." """
     return (
         f"{rng.choice(_TIMES)} the {rng.choice(ADJECTIVES)} {rng.choice(_PEOPLE)} "
-        f"{rng.choice(_VERBS)} a {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)} "
+        f"{rng.choice(_VERBS)} the {rng.choice(ADJECTIVES)} {rng.choice(NOUNS)} "
         f"{rng.choice(_PLACES)}."
     )
 
