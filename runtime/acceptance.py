@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: What a dense pass costs, in sparse steps. At long contexts it is 1.5 to 4, and a window chosen
-#: for 2.5 is within a few percent of the best there (benchmarks/results/verify_windows_cpu.txt).
+#: What a dense pass costs, in sparse steps: 1.5 to 4 on a GPU at long contexts. Windows chosen for
+#: 2.5 do well over that range (benchmarks/results/verify_windows_cpu.txt).
 PASS_COST = 2.5
 #: A window of one token would be dense decoding, from which nothing is learned.
 SMALLEST = 2
