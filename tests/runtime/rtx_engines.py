@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ from trt_resa.runtime.executors.engine_loading import Linears
 
 SPARSE = SparseAttentionConfig(min_blocks=4, rectify_interval=8, keep_ratio=0.25)
 MAX_SEQ_LEN = 1024
+#: Relative error of logits; bfloat16 keeps 8 bits of a number.
+ERROR_BOUND = {torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 
 def build_tiny(path: Path, family: str, **build: Any) -> EngineDirectory:
     config = BuildConfig(
-        executors=("tensorrt_rtx", "torch"),
         max_batch_size=4,
         max_num_tokens=256,
         max_seq_len=MAX_SEQ_LEN,
-        **{"dtype": "float16", **build},
+        **{"executors": ("tensorrt_rtx", "torch"), "dtype": "float16", **build},
     )
     return build_random(f"tiny-{family}", tiny_model(family), path, config, SPARSE)
 
@@ -98,3 +100,25 @@ class Batch:
             block_table=table,
             logit_rows=rows,
         )
+
+
+def a_loop(batch: Batch) -> Iterator[Step]:
+    """Chunked prefill of two sequences, windows of sparse steps, rectification, verification; a
+    third sequence joins, the first leaves."""
+    for start, stop in ((0, 200), (200, 300)):
+        yield batch.step(Phase.DENSE, {0: (start, stop)})
+    yield batch.step(Phase.DENSE, {1: (0, 60), 2: (0, 45)})
+    at = {0: 300, 1: 60, 2: 45}
+    for turn in range(20):
+        members = (0, 1) if turn < 6 else (0, 1, 2) if turn < 13 else (1, 2)
+        yield batch.step(Phase.SPARSE, {seq: (at[seq], at[seq] + 1) for seq in members})
+        for seq in members:
+            at[seq] += 1
+        if turn % 7 == 6:
+            for seq in members:
+                yield batch.step(Phase.DENSE, {seq: (at[seq] - 7, at[seq])}, all_logits=turn == 6)
+    yield batch.step(Phase.DENSE, {seq: (at[seq], at[seq] + 1) for seq in (1, 2)})
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a.double() - b.double()).norm() / b.double().norm())

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
-from tests.runtime.rtx_engines import SPARSE, Batch, build_tiny, executors, limits_of
+from tests.runtime.rtx_engines import (
+    ERROR_BOUND,
+    SPARSE,
+    Batch,
+    a_loop,
+    build_tiny,
+    executors,
+    limits_of,
+    relative_error,
+)
 from trt_resa.config import KvCacheConfig
-from trt_resa.contract import Phase, Step
+from trt_resa.contract import Phase
 from trt_resa.engine_dir import EngineDirectory
 from trt_resa.errors import RequestError
 from trt_resa.runtime.executors.base import Executor
@@ -28,9 +37,6 @@ CASES = {
     "qwen2-int4-kernels": {"quantization": "w4a16", "dtype": "bfloat16"},
     "llama-int4-kernels": {"quantization": "w4a16"},
 }
-#: Relative error of logits; bfloat16 keeps 8 bits of a number.
-ERROR_BOUND = {torch.float16: 1e-2, torch.bfloat16: 6e-2}
-
 
 #: Makes the two executors of ``executors`` for an engine and what runs its segments.
 Make = Callable[..., tuple[Executor, Executor]]
@@ -48,28 +54,6 @@ def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> EngineDirectory:
     return build_tiny(tmp_path_factory.mktemp("rtx") / "llama", "llama")
-
-
-def a_loop(batch: Batch) -> Iterator[Step]:
-    """Chunked prefill of two sequences, windows of sparse steps, rectification, verification; a
-    third sequence joins, the first leaves."""
-    for start, stop in ((0, 200), (200, 300)):
-        yield batch.step(Phase.DENSE, {0: (start, stop)})
-    yield batch.step(Phase.DENSE, {1: (0, 60), 2: (0, 45)})
-    at = {0: 300, 1: 60, 2: 45}
-    for turn in range(20):
-        members = (0, 1) if turn < 6 else (0, 1, 2) if turn < 13 else (1, 2)
-        yield batch.step(Phase.SPARSE, {seq: (at[seq], at[seq] + 1) for seq in members})
-        for seq in members:
-            at[seq] += 1
-        if turn % 7 == 6:
-            for seq in members:
-                yield batch.step(Phase.DENSE, {seq: (at[seq] - 7, at[seq])}, all_logits=turn == 6)
-    yield batch.step(Phase.DENSE, {seq: (at[seq], at[seq] + 1) for seq in (1, 2)})
-
-
-def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm())
 
 
 def test_logits_are_those_of_plain_pytorch(make: Make) -> None:
