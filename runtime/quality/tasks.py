@@ -16,8 +16,9 @@ from trt_resa.sampling_params import SamplingParams
 TEXT, PROMPTS = "text", "prompts"
 TASKS = (*RETRIEVAL_TASKS, *CHAIN_TASKS, TEXT)
 
-#: Tokens of an answer beyond those of the right one.
-_SLACK = 16
+#: Tokens of an answer beyond those of the right one: a model may write a list where the right
+#: answer is a line.
+_SLACK = 32
 _MARK = "<<message>>"
 
 
@@ -66,7 +67,7 @@ class PromptMaker:
         def size(sample: Sample) -> int:
             return len(self._prompt_ids(sample)) + self._answer_length(sample)
 
-        return self._question(fitting(make, size, length), ("\n",))
+        return self._question(fitting(make, size, length), ())
 
     def chain(self, task: str, seed: int, answer_tokens: int) -> Question:
         """The right answer takes at most ``answer_tokens``, and nearly so many."""
