@@ -27,8 +27,7 @@ from trt_resa.runtime.stats import SequenceStats
 PASS_COSTS = (1.5, 2, 3, 4)
 WINDOWS: dict[str, dict[str, Any]] = {
     **{
-        f"fixed {size}": {"adaptive_window": False, "rectify_interval": size}
-        for size in (32, 8, 4)
+        f"fixed {size}": {"adaptive_window": False, "rectify_interval": size} for size in (32, 8, 4)
     },
     "adaptive": {"adaptive_window": True},
 }
