@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import math
-import statistics
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.timing import graph_us
 from trt_resa.int4 import Int4Weight
 from trt_resa.int4_tiles import pack_tiles
 from trt_resa.kernel_params import Int4LinearParams, KernelDtype
@@ -41,25 +40,6 @@ MODELS = {
 ROWS = (1, 4, 8, 16, 32)
 COLD_BYTES = 200 << 20
 REPLAYS = 12
-
-
-def graph_us(launches: list[Callable[[], object]]) -> float:
-    for launch in launches:
-        launch()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for launch in launches:
-            launch()
-    times = []
-    for _ in range(REPLAYS + 3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / len(launches))
-    return statistics.median(times[3:])
 
 
 def int4_us(n: int, k: int, swiglu: int, rows: int) -> float:
@@ -90,14 +70,14 @@ def int4_us(n: int, k: int, swiglu: int, rows: int) -> float:
         for weight, scales in sets
     ]
     stream = torch.cuda.current_stream
-    return graph_us([lambda p=p: library.launch(p, stream().cuda_stream) for p in params])
+    return graph_us([lambda p=p: library.launch(p, stream().cuda_stream) for p in params], REPLAYS)
 
 
 def torch_us(n: int, k: int, rows: int) -> float:
     copies = max(2, math.ceil(COLD_BYTES / (n * k * 2)))
     x = torch.randn(rows, k, device="cuda", dtype=torch.bfloat16)
     weights = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
-    return graph_us([lambda w=w: torch.nn.functional.linear(x, w) for w in weights])
+    return graph_us([lambda w=w: torch.nn.functional.linear(x, w) for w in weights], REPLAYS)
 
 
 def main() -> None:

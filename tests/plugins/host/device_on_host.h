@@ -189,10 +189,6 @@ T atomicAdd(T* address, T value) {
 inline void __syncwarp() {
   on_host::meet_warp();
 }
-template <typename T>
-bool __any_sync(unsigned, T value) {
-  return __reduce_add_sync(0xffffffffu, value ? 1 : 0) > 0;
-}
 inline float __fmul_rn(float a, float b) {
   return a * b;
 }
