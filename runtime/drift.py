@@ -6,7 +6,7 @@ sampled position are therefore what the sparse step there should have given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 
@@ -40,28 +40,47 @@ class DriftMeter:
 
     def __init__(self, sample: int) -> None:
         self._sample = sample
+        self._positions: list[int] = []
         self._kept: dict[int, torch.Tensor] = {}
         self._windows = 0
 
     @property
     def positions(self) -> tuple[int, ...]:
         """Positions whose dense logits are wanted from the next dense pass, ascending."""
-        return tuple(self._kept)
+        return tuple(self._positions)
 
-    def offer(self, position: int, start: int, steps: int, logits: torch.Tensor) -> None:
-        """The logits [vocab] of a sparse step in a window of ``steps`` from position ``start``."""
-        if position - start in sampled_steps(self._windows, steps, self._sample):
-            # A copy: the row is part of a tensor that holds those of the whole batch.
-            self._kept[position] = logits.clone()
+    def wants(self, position: int, start: int, steps: int) -> bool:
+        """Whether a sparse step that begins is sampled; ``keep`` then gets its logits.
 
-    def compare(self, dense: Sequence[torch.Tensor] | torch.Tensor, stats: SequenceStats) -> None:
-        """Count the window in ``stats``; ``dense`` are the logits [vocab] at ``positions``."""
-        for sparse, row in zip(self._kept.values(), dense, strict=True):
+        It is in a window of ``steps`` from position ``start``.
+        """
+        sampled = position - start in sampled_steps(self._windows, steps, self._sample)
+        if sampled:
+            self._positions.append(position)
+        return sampled
+
+    def take_back(self, position: int) -> None:
+        """The sparse step that began last, at ``position``, does not count."""
+        if position in self._positions:
+            self._positions.remove(position)
+
+    def end_window(self) -> None:
+        """The dense pass over ``positions`` begins; ``compare`` then gets its logits."""
+        self._positions.clear()
+        self._windows += 1
+
+    def keep(self, position: int, logits: torch.Tensor) -> None:
+        """The logits [vocab] of a sampled step."""
+        # A copy: the row is part of a tensor that holds those of the whole batch.
+        self._kept[position] = logits.clone()
+
+    def compare(self, dense: Mapping[int, torch.Tensor], stats: SequenceStats) -> None:
+        """Count a window in ``stats``; ``dense`` are the pass's logits [vocab] by position."""
+        for position, row in dense.items():
+            sparse = self._kept.pop(position)
             stats.drift_rows += 1
             stats.drift_agreed += int(row.argmax() == sparse.argmax())
             stats.drift_kl += divergence(row, sparse)
-        self._kept.clear()
-        self._windows += 1
 
 
 def divergence(dense: torch.Tensor, sparse: torch.Tensor) -> float:

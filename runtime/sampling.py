@@ -46,6 +46,12 @@ def bad_words(params: SamplingParams, tokenizer: Tokenizer | None) -> list[tuple
     return [word for word in dict.fromkeys(words) if word]
 
 
+def accepted_drafts(drafts: Sequence[Draft], dense: Sequence[int]) -> int:
+    """How many greedy drafts are accepted: those before the first that differs from ``dense``."""
+    pairs = enumerate(zip(drafts, dense, strict=False))
+    return next((count for count, (draft, token) in pairs if draft.token != token), len(drafts))
+
+
 class Sampler:
     """Turns logits [vocab] (float32, host) into tokens by the rules of one request.
 
@@ -68,6 +74,18 @@ class Sampler:
         self._reach = max((len(word) - 1 for word in bad), default=0)
         self._tail = list(prompt[-self._reach :]) if self._reach else []
 
+    @property
+    def likeliest(self) -> bool:
+        """Whether a token is always the likeliest of the logits as they are.
+
+        The device can choose it then, and the host has no need of the logits.
+        """
+        params = self._params
+        penalized = params.presence_penalty or params.frequency_penalty
+        return (
+            params.greedy and not penalized and params.repetition_penalty == 1.0 and not self._bad
+        )
+
     def draw(self, logits: torch.Tensor, output: Sequence[int]) -> Draft:
         """The next token after ``output``, the tokens generated so far."""
         adjusted = self._adjusted(logits, output)
@@ -77,7 +95,10 @@ class Sampler:
         return Draft(self._pick(probabilities), probabilities)
 
     def verify(
-        self, drafts: Sequence[Draft], logits: torch.Tensor, output: Sequence[int]
+        self,
+        drafts: Sequence[Draft],
+        logits: Sequence[torch.Tensor] | torch.Tensor,
+        output: Sequence[int],
     ) -> tuple[int, int]:
         """Check drafts against dense logits [len(drafts) + 1, vocab].
 

@@ -122,6 +122,11 @@ class Window:
         return self.exact if self.exact >= self.prompt_length else self.prompt_length - 1
 
     @property
+    def dense_exact(self) -> int:
+        """Leading positions that are in the cache and dense-exact."""
+        return min(self.exact, self.cached)
+
+    @property
     def prefill_left(self) -> int:
         """Rows of prefill that are still to run."""
         return max(0, max(self.exact, self.prompt_length) - self.cached)
@@ -193,6 +198,10 @@ class Window:
             self.exact = max(self.exact, action.stop)
         if action.logits is Rows.LAST and not action.replay:
             self.length += 1
+
+    def take_back(self, action: Action) -> None:
+        """Undo ``advance`` of the last action, a sparse step whose token became a draft."""
+        self.length, self.cached = action.stop, action.start
 
 
 K = TypeVar("K")

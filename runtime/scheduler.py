@@ -37,10 +37,12 @@ class Schedulable(Protocol):
 
     @property
     def dense_exact(self) -> int:
-        """Leading confirmed tokens whose K/V is in the cache and dense-exact."""
+        """Leading confirmed tokens with dense-exact K/V from forwards that are done."""
         ...
 
-    def next_action(self) -> Action: ...
+    def next_action(self) -> Action | None:
+        """None: nothing before the forward under way is done."""
+        ...
 
     def block_key(self, index: int) -> bytes:
         """Key of a full block of confirmed tokens, as in ``prefix_cache.BlockKeys``."""
@@ -60,7 +62,11 @@ class Place(Generic[S]):
 
 
 class Scheduler(Generic[S]):
-    """Decides each forward: ``next``, then ``done`` once the sequences have moved on."""
+    """Decides each forward: ``next``, then ``done`` once its results are there.
+
+    Between the two, ``next`` may be asked for one forward more, ``ahead`` of the results. Windows
+    have moved on by then; what else ``done`` does waits for the results.
+    """
 
     def __init__(self, pool: BlockPool, max_batch_size: int, limits: ForwardLimits) -> None:
         self.pool = pool
@@ -90,14 +96,23 @@ class Scheduler(Generic[S]):
         """Queue a sequence, which the pool can hold at its longest."""
         self._waiting.append(sequence)
 
-    def next(self) -> Forward[Place[S]]:
-        """The next forward; the blocks it writes to are there. Call only while not idle."""
+    def next(self, ahead: bool = False) -> Forward[Place[S]] | None:
+        """The next forward; the blocks it writes to are there.
+
+        ``ahead``: another is under way. Then None is an answer, when nobody can go on before its
+        results, or only with blocks that they may set free. Call only while not idle.
+        """
         self._admit()
         while True:
             wanted = self._wanted()
             forward = next_forward(wanted, self._limits, self._previous, self._prefill_waited)
+            if ahead and not forward.actions:
+                return None
             if self._make_room(forward):
                 break
+            if ahead:
+                return None
+            self._preempt_youngest()
         if forward.phase is Phase.DENSE:
             taken = any(action.prefill for _, action in forward.actions)
             self._prefill_waited = not taken and any(action.prefill for _, action in wanted)
@@ -113,6 +128,8 @@ class Scheduler(Generic[S]):
     def done(self, forward: Forward[Place[S]]) -> None:
         """Offer new dense-exact blocks for reuse and take back what is not needed any more."""
         for place, _ in forward.actions:
+            if not place.cache.blocks:
+                continue  # it ended while the forward was under way
             sequence = place.sequence
             for index in place.cache.unoffered(sequence.dense_exact):
                 place.cache.offer(index, sequence.block_key(index))
@@ -134,7 +151,8 @@ class Scheduler(Generic[S]):
         Whoever waited longest comes first, so that nobody starves who needs many rows at once; but
         a prefill once begun goes on before a younger one.
         """
-        wanted = [(place, place.sequence.next_action()) for place in self._running]
+        actions = ((place, place.sequence.next_action()) for place in self._running)
+        wanted = [(place, action) for place, action in actions if action is not None]
         wanted.sort(key=lambda item: 0 if item[1].prefill else item[0].served)
         selections = (p.sequence.selection for p, action in wanted if action.phase is Phase.SPARSE)
         turn = next(selections, None)
@@ -174,18 +192,20 @@ class Scheduler(Generic[S]):
         return own + growth + self.pool.count_unused(shared) <= self.pool.available
 
     def _make_room(self, forward: Forward[Place[S]]) -> bool:
-        """Take the blocks of ``forward``; False when a sequence had to be preempted instead."""
+        """Take the blocks of ``forward``; False when there are too few."""
         needs = [(place.cache, place.sequence.window.length) for place, _ in forward.actions]
         if sum(cache.missing(length) for cache, length in needs) > self.pool.available:
-            youngest = self._running.pop()
-            youngest.cache.release()
-            youngest.sequence.window.restart(0)
-            self._waiting.appendleft(youngest.sequence)
-            self.preemptions += 1
             return False
         for cache, length in needs:
             cache.grow(length)
         return True
+
+    def _preempt_youngest(self) -> None:
+        youngest = self._running.pop()
+        youngest.cache.release()
+        youngest.sequence.window.restart(0)
+        self._waiting.appendleft(youngest.sequence)
+        self.preemptions += 1
 
 
 def _after(sequence: Schedulable, forwards: int) -> int:

@@ -1,9 +1,10 @@
-"""Many sequences, one executor: decide, bind, launch, sample, commit."""
+"""Many sequences, one executor: decide, bind, launch, then read a forward behind and commit."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections import deque
 
 from trt_resa.blocks import num_blocks
 from trt_resa.config import KvCacheConfig, SchedulerConfig, SparseAttentionConfig
@@ -11,10 +12,10 @@ from trt_resa.contract import Phase, max_logit_rows
 from trt_resa.runtime.executors.base import Executor, Limits
 from trt_resa.runtime.kv_cache import BlockPool
 from trt_resa.runtime.metrics import Metrics
-from trt_resa.runtime.packing import pack
 from trt_resa.runtime.schedule import Forward, ForwardLimits
 from trt_resa.runtime.scheduler import Place, Scheduler
 from trt_resa.runtime.sequence import Sequence
+from trt_resa.runtime.under_way import UnderWay
 
 
 class Session:
@@ -47,6 +48,9 @@ class Session:
             ),
         )
         self._counted = Metrics(kv_blocks_total=self._pool.size)
+        #: Forwards whose results are not read yet: two within a step, at most one between steps.
+        self._under_way: deque[UnderWay] = deque()
+        self._finished_at = 0.0
 
     @property
     def idle(self) -> bool:
@@ -82,39 +86,60 @@ class Session:
         self._scheduler.submit(sequence)
 
     def end(self, request_id: int, reason: str) -> None:
-        """End the request's sequences now, for ``reason``, and free their blocks."""
+        """End the request's sequences now, for ``reason``, and free their blocks.
+
+        A forward under way may still write to these; whoever gets them writes to them after it.
+        """
         for sequence in (*self._scheduler.waiting, *self._scheduler.running):
             if sequence.request_id == request_id and not sequence.finished:
                 sequence.finish(reason)
         self._scheduler.drop_finished()
+        self._drop_useless()
 
     def forget_blocks(self) -> None:
         """Reuse nothing of what is cached now; call only while idle."""
         self._pool.forget()
 
     def step(self) -> list[Sequence]:
-        """One forward; the sequences that took part. Call only while not idle."""
-        start = time.perf_counter()
-        forward = self._scheduler.next()
-        logits = self._executor.forward(pack(forward, self._block_size))
-        before = _progress(forward)
-        row = 0
-        for place, action in forward.actions:
-            place.sequence.commit(action, logits[row : row + action.num_logits])
-            row += action.num_logits
-        after = _progress(forward)
-        self._scheduler.done(forward)
-        prompts = [place.sequence for place, action in forward.actions if action.ends_prompt]
+        """Finish one forward; the sequences that took part. Call only while not idle.
+
+        The next one is submitted before this one's results are read, unless it depends on them.
+        """
+        if not self._under_way:
+            self._launch()
+        current = self._under_way[0]
+        if current.foreseen:
+            self._launch(ahead=True)
+        results = list(current.results())
+        self._under_way.popleft()
+        before = _progress(current.forward)
+        moved = [r for r in results if r.sequence.commit(r.turn, r.tokens, r.logits)]
+        after = _progress(current.forward)
+        self._scheduler.done(current.forward)
+        self._drop_useless()
+        prompts = [r.sequence for r in moved if r.turn.action.ends_prompt]
         self._counted = self._counted.plus(
             prompt_tokens=sum(sequence.window.prompt_length for sequence in prompts),
             **{name: after[name] - before[name] for name in after},
         )
-        seconds = time.perf_counter() - start
-        if forward.phase is Phase.SPARSE:
+        now = time.perf_counter()
+        seconds, self._finished_at = now - max(current.started_at, self._finished_at), now
+        if current.forward.phase is Phase.SPARSE:
             self._counted = self._counted.plus(sparse_steps=1, step_seconds_sparse=seconds)
         else:
             self._counted = self._counted.plus(dense_passes=1, step_seconds_dense=seconds)
-        return [place.sequence for place, _ in forward.actions]
+        return [r.sequence for r in moved]
+
+    def _launch(self, ahead: bool = False) -> None:
+        """Submit the next forward; ``ahead`` of the results of another, where there can be one."""
+        forward = self._scheduler.next(ahead)
+        if forward is not None:
+            self._under_way.append(UnderWay(self._executor, forward, self._block_size))
+
+    def _drop_useless(self) -> None:
+        """From the last on, since a forward's tokens may come from the one before."""
+        while self._under_way and self._under_way[-1].useless:
+            self._under_way.pop().drop()
 
 
 def _progress(forward: Forward[Place[Sequence]]) -> dict[str, float]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
-from trt_resa.contract import Step
+from trt_resa.contract import Int32Array, Step
 from trt_resa.model_config import ModelConfig
+
+T_co = TypeVar("T_co", covariant=True)
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,49 @@ class Limits:
     max_logit_rows: int
 
 
+class Fetched(Protocol[T_co]):
+    """A result of a forward on its way to the host."""
+
+    def get(self) -> T_co:
+        """The result; waits for the forward."""
+        ...
+
+
+class SubmittedForward(Protocol):
+    """A forward under way.
+
+    Its results are asked for before the next forward is submitted, and read at any time.
+    """
+
+    def tokens(self) -> Fetched[Int32Array]:
+        """The likeliest token of each logit row, [R]; of equal logits the lowest id."""
+        ...
+
+    def logits(self, rows: Sequence[int] | None = None) -> Fetched[torch.Tensor]:
+        """Float32 logits [len(rows), vocab] of these logit rows; None: of all."""
+        ...
+
+    def drop(self) -> None:
+        """Nobody reads the results, nor what it writes to the cache: it need not run."""
+        ...
+
+
 class Executor(Protocol):
-    """Runs forwards over a paged cache that it owns."""
+    """Runs forwards over a paged cache that it owns, in the order in which they are submitted."""
 
     model: ModelConfig
     num_blocks: int
     #: Whether every sparse step follows the executor's own selection, not that of its ``Step``.
     fixed_selection: bool
 
+    def submit(self, step: Step) -> SubmittedForward:
+        """Begin a forward: append K/V, attend, choose the likeliest tokens.
+
+        A negative token id -1 - j stands for the token that the forward submitted before chose for
+        its logit row j, so that the next forward can be submitted before that token is read.
+        """
+        ...
+
     def forward(self, step: Step) -> torch.Tensor:
-        """Append K/V, attend, and return float32 logits [R, vocab] on the host."""
+        """Submit a forward and wait: float32 logits [R, vocab] on the host."""
         ...

@@ -87,7 +87,7 @@ class GpuExecutor(abc.ABC):
     @torch.inference_mode()
     def forward(self, step: Step) -> torch.Tensor:
         """Float32 logits [R, vocab] on the host."""
-        return self.submit(step).logits()
+        return self.submit(step).logits().get()
 
     @torch.inference_mode()
     def submit(self, step: Step) -> Submitted:

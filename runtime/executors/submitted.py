@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,8 +11,7 @@ from trt_resa.contract import Int32Array
 
 
 class Submitted:
-    """A forward under way. Its results are read before the next forward is submitted, or, for
-    tokens that ``tokens`` has asked for, at any time.
+    """A forward under way. Asking for a result enqueues its copy to the host.
 
     ``logits`` float32 [R, vocab] and ``tokens`` int32 [R] are the executor's own buffers, which the
     next forward overwrites; ``is_last`` says whether none has been submitted since.
@@ -28,36 +27,58 @@ class Submitted:
         self._logits, self._tokens = logits, tokens
         self._stream, self._is_last = stream, is_last
 
-    def logits(self) -> torch.Tensor:
-        """Float32 [R, vocab] on the host; waits for the forward."""
-        self._check()
-        with torch.cuda.stream(self._stream):
-            return self._logits.cpu()
-
     def tokens(self) -> FetchedTokens:
-        """Enqueue the copy of the sampled tokens to the host."""
+        """The likeliest token of each logit row, int32 [R]."""
         self._check()
-        return FetchedTokens(self._tokens, self._stream)
+        return FetchedTokens([self._tokens], self._stream)
+
+    def logits(self, rows: Sequence[int] | None = None) -> FetchedLogits:
+        """Float32 [len(rows), vocab]; None: all rows."""
+        self._check()
+        # Row by row: to gather them, PyTorch would wait for the stream.
+        parts = [self._logits] if rows is None else [self._logits[r : r + 1] for r in rows]
+        return FetchedLogits(parts, self._stream)
+
+    def drop(self) -> None:
+        """It runs all the same: it is on the GPU's stream already."""
 
     def _check(self) -> None:
         if not self._is_last():
             raise RuntimeError("results of a forward are asked for before the next one only")
 
 
-class FetchedTokens:
-    """Sampled tokens int32 [R] on their way to the host."""
+class _Fetched:
+    """Rows of a device buffer, in one pinned tensor on the host once ``_done`` has come."""
 
-    def __init__(self, tokens: torch.Tensor, stream: torch.cuda.Stream) -> None:
+    def __init__(self, parts: Sequence[torch.Tensor], stream: torch.cuda.Stream) -> None:
+        first = parts[0]
+        rows = sum(len(part) for part in parts)
         with torch.cuda.stream(stream):
-            self._host = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)
-            self._host.copy_(tokens, non_blocking=True)
+            self._host = torch.empty((rows, *first.shape[1:]), dtype=first.dtype, pin_memory=True)
+            begin = 0
+            for part in parts:
+                self._host[begin : begin + len(part)].copy_(part, non_blocking=True)
+                begin += len(part)
             self._done = torch.cuda.Event()
             self._done.record(stream)
 
     def ready(self) -> bool:
         return self._done.query()
 
+
+class FetchedTokens(_Fetched):
+    """Sampled tokens int32 [R] on their way to the host."""
+
     def get(self) -> Int32Array:
         """Waits for the forward."""
         self._done.synchronize()
         return np.array(self._host.numpy())
+
+
+class FetchedLogits(_Fetched):
+    """Float32 logits [R, vocab] on their way to the host."""
+
+    def get(self) -> torch.Tensor:
+        """Waits for the forward."""
+        self._done.synchronize()
+        return self._host

@@ -26,6 +26,7 @@ from trt_resa.reference.rotary import cos_sin, rms_norm, rotate
 from trt_resa.reference.selection import all_blocks, select
 from trt_resa.rope import inverse_frequencies
 from trt_resa.runtime.executors.base import Limits
+from trt_resa.runtime.executors.deferred import Deferred, ForwardQueue
 from trt_resa.runtime.executors.operators import Operator, Weights, compile_node
 from trt_resa.runtime.memory import cache_blocks
 
@@ -48,6 +49,7 @@ class TorchExecutor:
         self.sparse = sparse
         self.device, self.dtype = device, dtype
         self._program = _compile(engine, device, dtype, self._attention)
+        self._queue = ForwardQueue(self._compute)
         inv_freq, self._attention_factor = inverse_frequencies(self.model.rope)
         self._inv_freq = inv_freq.to(device)
         model, size = self.model, sparse.block_size
@@ -60,9 +62,16 @@ class TorchExecutor:
         self.kv = per_layer(2, model.num_kv_heads, size, model.head_dim)
         self.summary = per_layer(model.num_kv_heads, 2, model.head_dim)
 
-    @torch.inference_mode()
+    def submit(self, step: Step) -> Deferred:
+        """A forward that runs when its results are read."""
+        return self._queue.submit(step)
+
     def forward(self, step: Step) -> torch.Tensor:
         """Float32 logits [R, vocab] on the host."""
+        return self.submit(step).logits().get()
+
+    @torch.inference_mode()
+    def _compute(self, step: Step) -> torch.Tensor:
         state = _StepState(self, step)
         values: dict[str, Any] = {
             contract.INPUT_IDS: state.tensor(step.input_ids),

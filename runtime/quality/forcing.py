@@ -19,6 +19,7 @@ from trt_resa.runtime.request_handle import RequestHandle
 from trt_resa.runtime.sampling import Draft, Sampler
 from trt_resa.runtime.schedule import Action
 from trt_resa.runtime.sequence import Sequence as TokenSequence
+from trt_resa.runtime.turn import Turn
 from trt_resa.sampling_params import SamplingParams
 
 #: Takes (index, position, logits [vocab]): the logits that forced token ``index`` was to be chosen
@@ -98,10 +99,10 @@ class _ForcedSequence(TokenSequence):
             params, text.forced, lambda index, logits: observe(index, self._position, logits)
         )
 
-    def commit(self, action: Action, logits: torch.Tensor) -> None:
+    def begin(self, action: Action, row: int) -> Turn:
         sparse = action.phase is Phase.SPARSE
         self._position = action.stop - self.window.exact if sparse else 0
-        super().commit(action, logits)
+        return super().begin(action, row)
 
 
 class _ForcedSampler(Sampler):
@@ -116,11 +117,18 @@ class _ForcedSampler(Sampler):
         super().__init__(params, ())
         self._forced, self._observe = forced, observe
 
+    @property
+    def likeliest(self) -> bool:
+        return False
+
     def draw(self, logits: torch.Tensor, output: Sequence[int]) -> Draft:
         return Draft(self._say(len(output), logits), None)
 
     def verify(
-        self, drafts: Sequence[Draft], logits: torch.Tensor, output: Sequence[int]
+        self,
+        drafts: Sequence[Draft],
+        logits: Sequence[torch.Tensor] | torch.Tensor,
+        output: Sequence[int],
     ) -> tuple[int, int]:
         said = [self._say(len(output) + row, each) for row, each in enumerate(logits)]
         return len(drafts), said[-1]

@@ -14,6 +14,7 @@ from trt_resa.blocks import attended_blocks, num_blocks
 from trt_resa.config import SparseAttentionConfig
 from trt_resa.contract import Phase, Step
 from trt_resa.runtime.executors.base import Limits
+from trt_resa.runtime.executors.deferred import ForwardQueue
 
 VOCAB = 16
 _MASK = (1 << 31) - 1
@@ -42,6 +43,7 @@ class FakeExecutor:
         #: Written over a dense-exact prefix by a dense pass or a step that attends to everything.
         self.exact = np.zeros(shape, dtype=bool)
         self.forwards = 0
+        self.submit = ForwardQueue(self.forward).submit
 
     def forward(self, step: Step) -> torch.Tensor:
         self.forwards += 1

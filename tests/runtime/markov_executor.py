@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from trt_resa.contract import Phase, Step
+from trt_resa.runtime.executors.deferred import ForwardQueue
 
 
 class MarkovExecutor:
@@ -15,6 +16,7 @@ class MarkovExecutor:
     def __init__(self, blocks: int, dense: torch.Tensor, sparse: torch.Tensor) -> None:
         self.num_blocks = blocks
         self._logits = {Phase.DENSE: dense, Phase.SPARSE: sparse}
+        self.submit = ForwardQueue(self.forward).submit
 
     def forward(self, step: Step) -> torch.Tensor:
         return self._logits[step.phase][step.input_ids[step.logit_rows]]

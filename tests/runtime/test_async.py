@@ -16,6 +16,7 @@ import torch
 from trt_resa import LLM, SamplingParams
 from trt_resa.contract import Step
 from trt_resa.errors import RequestError
+from trt_resa.runtime.executors.base import SubmittedForward
 from trt_resa.runtime.request_handle import RequestHandle
 
 PROMPT = list(range(40))
@@ -33,13 +34,13 @@ def llm(tiny_engine: Path) -> Iterator[LLM]:
 
 def slow_down(llm: LLM) -> None:
     """A forward takes 2 ms at least, so that early is early on any machine."""
-    forward = llm._executor.forward
+    submit = llm._executor.submit
 
-    def slow(step: Step) -> torch.Tensor:
+    def slow(step: Step) -> SubmittedForward:
         time.sleep(0.002)
-        return forward(step)
+        return submit(step)
 
-    llm._executor.forward = slow  # type: ignore[method-assign]
+    llm._executor.submit = slow  # type: ignore[method-assign]
 
 
 def wait_until_idle(llm: LLM) -> None:
@@ -191,7 +192,7 @@ def test_an_error_reaches_whoever_asks_and_whenever(
         raise RuntimeError("the device is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(llm._executor, "forward", broken)
+        patch.setattr(llm._executor, "submit", broken)
         handle = llm.generate_async(PROMPT, params(5))
         for _ in range(2):
             with pytest.raises(RuntimeError, match="the device is gone"):

@@ -360,7 +360,7 @@ def test_a_forward_that_fails_ends_its_requests_alone(
         raise RuntimeError("the device is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(llm._executor, "forward", broken)
+        patch.setattr(llm._executor, "submit", broken)
         with pytest.raises(RuntimeError, match="the device is gone"):
             llm.generate(TEXTS[0], greedy(5))
     assert llm._session.free_blocks == llm._session.pool_size

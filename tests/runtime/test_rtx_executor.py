@@ -129,7 +129,7 @@ def test_tokens_are_the_argmax_of_the_logits(llama: EngineDirectory) -> None:
     rtx, _ = executors(llama)
     batch = Batch(3, rtx.model.vocab_size, rtx.num_blocks)
     submitted = rtx.submit(batch.step(Phase.DENSE, {0: (0, 8)}, all_logits=True))
-    assert submitted.tokens().get().tolist() == submitted.logits().argmax(-1).tolist()
+    assert submitted.tokens().get().tolist() == submitted.logits().get().argmax(-1).tolist()
 
 
 def test_a_forward_beyond_the_limits_is_refused(llama: EngineDirectory) -> None:

@@ -14,7 +14,6 @@ from tests.runtime.rtx_engines import build_tiny
 from trt_resa import LLM, SamplingParams
 from trt_resa.runtime.outputs import CompletionOutput
 
-pytest.importorskip("tensorrt_rtx")
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 TOKENS, PROMPTS = 200, 20
@@ -23,13 +22,15 @@ TIE = 2e-2
 PARAMS = SamplingParams(max_tokens=TOKENS, ignore_eos=True, logprobs=2)
 CASES: dict[str, tuple[dict[str, Any], str]] = {
     "tensorrt": ({}, "tensorrt"),
-    "kernels": ({"quantization": "w4a16"}, "kernels"),
+    "kernels": ({"quantization": "w4a16", "executors": ("torch",)}, "kernels"),
 }
 
 
 @pytest.fixture(scope="module", params=CASES)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     build, linears = CASES[request.param]
+    if linears == "tensorrt":
+        pytest.importorskip("tensorrt_rtx")
     path = tmp_path_factory.mktemp("llm") / request.param
     build_tiny(path, "qwen2", **build)
     return path, linears
@@ -87,3 +88,17 @@ def test_every_mode_runs(case: Any, mode: str) -> None:
     for output in outputs(path, mode, executor="tensorrt_rtx", linears=linears):
         assert len(output.token_ids) == TOKENS
         assert len(set(output.token_ids)) > 5
+
+
+@pytest.mark.parametrize("mode", ["dense", "fused"])
+def test_a_batch_gives_what_its_requests_give_alone(case: Any, mode: str) -> None:
+    path, linears = case
+    options: dict[str, Any] = {"executor": "tensorrt_rtx", "linears": linears}
+    check(list(outputs(path, mode, **options)), list(alone(path, mode, **options)))
+
+
+def alone(path: Path, mode: str, **options: Any) -> Iterator[CompletionOutput]:
+    cache = {"enable_block_reuse": False}
+    with LLM(path, device="cuda", kv_cache_config=cache, **options) as llm:
+        for prompt in prompts():
+            yield llm.generate(prompt, PARAMS, rectify_mode=mode).outputs[0]

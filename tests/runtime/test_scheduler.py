@@ -39,7 +39,7 @@ class Plain:
 
     @property
     def dense_exact(self) -> int:
-        return min(self.window.exact, self.window.cached)
+        return self.window.dense_exact
 
     def next_action(self) -> Action:
         return self.window.next_action()
@@ -59,6 +59,7 @@ def scheduler(
 
 def step(scheduler: Scheduler[Plain]) -> Forward[Place[Plain]]:
     forward = scheduler.next()
+    assert forward is not None
     for place, action in forward.actions:
         place.sequence.window.advance(action)
     scheduler.done(forward)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from trt_resa import LLM, SamplingParams
 from trt_resa.contract import Phase, Step
 from trt_resa.errors import ConfigError, RequestError
+from trt_resa.runtime.executors.base import SubmittedForward
 from trt_resa.runtime.outputs import RequestOutput
 
 MODES = ("dense", "none", "fused", "separate", "verify")
@@ -66,13 +66,13 @@ def test_a_known_prefix_is_not_computed_again(
     """All but the last token of the prompt may come from the cache, in whole blocks."""
     with open_llm(tiny_engine) as llm:
         rows: list[int] = []
-        forward = llm._executor.forward
+        submit = llm._executor.submit
 
-        def counted(step: Step) -> torch.Tensor:
+        def counted(step: Step) -> SubmittedForward:
             rows.append(step.num_tokens if step.phase is Phase.DENSE else 0)
-            return forward(step)
+            return submit(step)
 
-        monkeypatch.setattr(llm._executor, "forward", counted)
+        monkeypatch.setattr(llm._executor, "submit", counted)
         prompt = STEM[:64]
         first = llm.generate(prompt, params(4), rectify_mode="none")
         assert rows == [64, 0, 0, 0]
@@ -148,13 +148,13 @@ def test_a_long_prompt_leaves_room_between_the_tokens_of_others(
     steps: list[Step] = []
     rows = {"dense_rows_while_decoding": 40}
     with open_llm(tiny_engine, scheduler_config=rows) as llm:
-        forward = llm._executor.forward
+        submit = llm._executor.submit
 
-        def recorded(step: Step) -> torch.Tensor:
+        def recorded(step: Step) -> SubmittedForward:
             steps.append(step)
-            return forward(step)
+            return submit(step)
 
-        monkeypatch.setattr(llm._executor, "forward", recorded)
+        monkeypatch.setattr(llm._executor, "submit", recorded)
         first = llm.generate_async(STEM, params(60), streaming=True, rectify_mode="fused")
         pieces = iter(first)
         next(pieces)

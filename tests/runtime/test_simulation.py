@@ -77,6 +77,7 @@ class Seen:
     replays: int = 0
     reused: int = 0
     mixed: int = 0
+    ahead: int = 0
     drift_rows: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
@@ -102,11 +103,16 @@ class Simulation:
         self._next, self.scheduler.next = self.scheduler.next, self._checked_next  # type: ignore[method-assign]
         self.waits: dict[Sequence, int] = {}
 
-    def _checked_next(self) -> Forward[Place[Sequence]]:
-        forward = self._next()
+    def _checked_next(self, ahead: bool = False) -> Forward[Place[Sequence]] | None:
+        forward = self._next(ahead)
+        self.seen.ahead += forward is not None and ahead
+        if forward is None:
+            assert ahead
+            return None
         actions = [action for _, action in forward.actions]
         running = self.scheduler._running
-        decoding = any(not p.sequence.next_action().prefill for p in running)
+        wanted = [p.sequence.next_action() for p in running]
+        decoding = any(action is not None and not action.prefill for action in wanted)
         prefill = sum(action.num_rows for action in actions if action.prefill)
         if forward.phase is Phase.DENSE:
             rectified = sum(action.num_rows for action in actions if not action.prefill)
@@ -144,7 +150,8 @@ class Simulation:
         running = list(self.scheduler.running)
         order = [s.request_id for s in (*running, *self.scheduler.waiting)]
         assert order == sorted(order), "a sequence was overtaken"
-        prefills = [s for s in running if s.next_action().prefill]
+        wanted = {s: s.next_action() for s in running}
+        prefills = [s for s, action in wanted.items() if action is not None and action.prefill]
         for sequence in running:
             queues = sequence in prefills[1:]
             waits = self.waits.get(sequence, 0) + 1
@@ -233,5 +240,6 @@ def test_random_arrivals(requests: list[tuple[Request, Sequence]], seeds: range)
     assert seen.replays > often
     assert seen.reused > often
     assert seen.mixed > often
+    assert seen.ahead > 10 * often
     assert seen.drift_rows > often
     assert min(seen.reasons[reason] for reason in ("length", "stop", "cancelled")) > often

@@ -91,15 +91,15 @@ def test_a_failed_forward_is_one_error_and_the_next_request_is_served(
     service: Service, llm: LLM, log: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = Recorded()
-    forward = type(llm._executor).forward
+    submit = type(llm._executor).submit
     calls = iter(range(10**6))
 
     def broken(*arguments: Any) -> Any:
         if next(calls) == 3:
             raise RuntimeError("the device is on fire")
-        return forward(*arguments)
+        return submit(*arguments)
 
-    monkeypatch.setattr(type(llm._executor), "forward", broken)
+    monkeypatch.setattr(type(llm._executor), "submit", broken)
     service.submit(request(20), answer)
     assert answer.end() == ("fail", "the device is on fire")
     assert log == ["a request failed: RuntimeError: the device is on fire"]

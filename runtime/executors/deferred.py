@@ -1,0 +1,98 @@
+"""``submit`` for executors that compute on the host: a forward runs when its results are read.
+
+So the host can plan a forward ahead as it does for a GPU, without anyone waiting for a forward that
+has not been asked for yet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+
+from trt_resa.contract import Int32Array, Step
+
+T = TypeVar("T")
+
+
+class ForwardQueue:
+    """Forwards in the order of their submission; ``compute`` returns float32 logits [R, vocab]."""
+
+    def __init__(self, compute: Callable[[Step], torch.Tensor]) -> None:
+        self._compute = compute
+        self._waiting: deque[Deferred] = deque()
+        self._ran: Deferred | None = None
+        self.newest: Deferred | None = None
+
+    def submit(self, step: Step) -> Deferred:
+        self.newest = Deferred(self, step)
+        self._waiting.append(self.newest)
+        return self.newest
+
+    def run(self, forward: Deferred) -> None:
+        """Run ``forward``, unless it has run, and before it those submitted before it."""
+        while forward in self._waiting:
+            first = self._waiting.popleft()
+            first.result = self._compute(self._with_tokens(first.step))
+            self._ran = first
+
+    def drop(self, forward: Deferred) -> None:
+        if forward in self._waiting:
+            self._waiting.remove(forward)
+
+    def _with_tokens(self, step: Step) -> Step:
+        """``step`` with the tokens that its negative ids stand for."""
+        late = step.input_ids < 0
+        if not late.any():
+            return step
+        assert self._ran is not None
+        ids = np.array(step.input_ids)
+        ids[late] = self._ran.likeliest[-1 - ids[late]]
+        return dataclasses.replace(step, input_ids=ids)
+
+
+class Deferred:
+    """A forward that runs when one of its results is read, or one of a later forward."""
+
+    def __init__(self, queue: ForwardQueue, step: Step) -> None:
+        self._queue, self.step = queue, step
+        self.result: torch.Tensor | None = None
+
+    def tokens(self) -> Later[Int32Array]:
+        self._check()
+        return Later(lambda: self.likeliest)
+
+    def logits(self, rows: Sequence[int] | None = None) -> Later[torch.Tensor]:
+        self._check()
+        return Later(lambda: self._logits if rows is None else self._logits[list(rows)])
+
+    def drop(self) -> None:
+        self._queue.drop(self)
+
+    @cached_property
+    def likeliest(self) -> Int32Array:
+        return self._logits.argmax(-1).to(torch.int32).numpy()
+
+    @property
+    def _logits(self) -> torch.Tensor:
+        self._queue.run(self)
+        if self.result is None:
+            raise RuntimeError("a forward that failed or was dropped has no results")
+        return self.result
+
+    def _check(self) -> None:
+        if self._queue.newest is not self:
+            raise RuntimeError("results of a forward are asked for before the next one only")
+
+
+@dataclass(frozen=True)
+class Later(Generic[T]):
+    """A result that is computed when it is read."""
+
+    get: Callable[[], T]
