@@ -54,11 +54,12 @@ constexpr bool kHasHopperCode =
     std::string_view(TRT_RESA_ARCHITECTURES).find("90a") != std::string_view::npos;
 
 template <typename T>
-int32_t launch_path(const Args& a, const Device& device, void* stream) {
+int32_t launch_path(const Args& a, void* tensor_maps, const Device& device, void* stream) {
   const bool many_rows = many_rows_per_sequence(a.p);
-  // The tensor map of that path is made on the host, from the address.
-  const bool hopper = kHasHopperCode && device.major == 9 && device.minor == 0 && a.p.indirect == 0;
-  if (hopper && many_rows && a.p.head_dim != 96) return launch_hopper<T>(a, device, stream);
+  const bool hopper = kHasHopperCode && device.major == 9 && device.minor == 0;
+  if (hopper && many_rows && a.p.head_dim != 96) {
+    return launch_hopper<T>(a, tensor_maps, device, stream);
+  }
   return launch_portable<T>(a, device, many_rows, stream);
 }
 
@@ -79,8 +80,7 @@ extern "C" int32_t trt_resa_dense_attention_workspace(const trt_resa_dense_atten
   dense::Device device;
   status = dense::current_device(device);
   if (status != TRT_RESA_OK) return status;
-  SoftmaxPartials partials;
-  *bytes = dense::lay_out_workspace(device, params->head_dim, nullptr, partials);
+  *bytes = dense::lay_out_workspace(device, params->head_dim, nullptr).bytes;
   return TRT_RESA_OK;
 }
 
@@ -101,7 +101,10 @@ extern "C" int32_t trt_resa_dense_attention(const trt_resa_dense_attention_param
   a.group = params->q_heads / params->kv_heads;
   a.block_shift = params->block_size == 16 ? 4 : params->block_size == 32 ? 5 : 6;
   a.scale_log2 = params->softmax_scale * kLog2E;
-  dense::lay_out_workspace(device, params->head_dim, params->workspace, a.partials);
-  return params->dtype == TRT_RESA_FLOAT16 ? dense::launch_path<__half>(a, device, stream)
-                                           : dense::launch_path<__nv_bfloat16>(a, device, stream);
+  const dense::Workspace workspace =
+      dense::lay_out_workspace(device, params->head_dim, params->workspace);
+  a.partials = workspace.partials;
+  const auto launch_path = params->dtype == TRT_RESA_FLOAT16 ? dense::launch_path<__half>
+                                                             : dense::launch_path<__nv_bfloat16>;
+  return launch_path(a, workspace.tensor_maps, device, stream);
 }

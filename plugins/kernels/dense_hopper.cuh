@@ -8,6 +8,9 @@
 // softmax of the next tile while V is multiplied. The two warpgroups take turns at issuing: one's
 // softmax runs beside the other's products.
 //
+// The tensor map comes from the host. Where only the device knows the cache's address, each thread
+// block puts a copy with that address into the workspace and copies by it.
+//
 // Boxes of blocks that a sequence does not have lie outside the tensor and arrive as zeros. Slots
 // behind kv_len in its last block may hold anything: their scores are masked, and their V rows are
 // zeroed in shared memory, because a probability of zero does not undo a NaN value.
@@ -17,6 +20,7 @@
 #include "dense_softmax.cuh"
 #include "dependent_launch.cuh"
 #include "mma.cuh"
+#include "pool.cuh"
 #include "tensor_copy.cuh"
 #include "vec.h"
 #include "wgmma.cuh"
@@ -25,7 +29,8 @@ namespace trt_resa {
 namespace dense {
 
 struct HopperArgs {
-  CUtensorMap cache;  // [num_blocks * 2 * kv_heads, block_size, D], boxes of a block and a panel
+  CUtensorMap cache;    // [num_blocks * 2 * kv_heads, block_size, D], boxes of a block and a panel
+  CUtensorMap* placed;  // one per thread block: `cache` with the address that kv points to
   Args a;
 };
 
@@ -69,6 +74,7 @@ struct Ring {
 template <typename Tile>
 struct Producer {
   const HopperArgs& args;
+  const CUtensorMap* cache;
   Ring<Tile>& keys;
   Ring<Tile>& values;
   int lane;
@@ -77,8 +83,10 @@ struct Producer {
   int held_blocks = 0;
   int kv_head = 0;
 
-  __device__ Producer(const HopperArgs& args, Ring<Tile>& keys, Ring<Tile>& values)
+  __device__ Producer(const HopperArgs& args, const CUtensorMap* cache, Ring<Tile>& keys,
+                      Ring<Tile>& values)
       : args(args),
+        cache(cache),
         keys(keys),
         values(values),
         lane(threadIdx.x % 32),
@@ -101,7 +109,7 @@ struct Producer {
     if (lane < boxes) {
       const int panel = lane % Tile::kPanels;
       const int block = lane / Tile::kPanels;
-      copy_box(ring.tile() + panel * Tile::kPanelBytes + block * block_size * 128, &args.cache,
+      copy_box(ring.tile() + panel * Tile::kPanelBytes + block * block_size * 128, cache,
                panel * 64, 0, coordinate, ring.full());
     }
     ++ring.count;
@@ -335,6 +343,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     hopper_kernel(const __grid_constant__ HopperArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ char shared[];
+  __shared__ alignas(128) CUtensorMap map;
   const Args& a = args.a;
   const uint32_t queries =
       (shared_address(shared) + Tile::kAlignment - 1) / Tile::kAlignment * Tile::kAlignment;
@@ -360,7 +369,12 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   if (warpgroup == 0) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;\n");
     if (threadIdx.x >= 32) return;
-    Producer<Tile> producer(args, keys, values);
+    const CUtensorMap* cache = &args.cache;
+    if (a.p.indirect) {
+      cache = args.placed + blockIdx.x;
+      place_tensor_map(args.cache, pool<const void>(a.p.kv, 1), map, args.placed + blockIdx.x);
+    }
+    Producer<Tile> producer(args, cache, keys, values);
     for (int round = 0;; ++round) {
       const Unit unit = find_unit<Tile>(a, scale, round);
       if (unit.index < 0) break;

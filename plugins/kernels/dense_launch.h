@@ -31,14 +31,26 @@ inline int32_t current_device(Device& device) {
 // Rows of partial states per multiprocessor, for whichever path runs.
 constexpr int kPartialRows = 512;
 
-// The workspace: returns its size and points `partials` into it.
-inline size_t lay_out_workspace(const Device& device, int head_dim, void* base,
-                                SoftmaxPartials& partials) {
+constexpr size_t kTensorMapBytes = 128;  // and their alignment
+
+struct Workspace {
+  SoftmaxPartials partials;
+  void* tensor_maps;  // one per multiprocessor, for kernels that place them (place_tensor_map)
+  size_t bytes;
+};
+
+// The workspace at `base`, which may be aligned to less than tensor maps need.
+inline Workspace lay_out_workspace(const Device& device, int head_dim, void* base) {
   const size_t rows = static_cast<size_t>(device.multiprocessors) * kPartialRows;
-  partials.accumulators = static_cast<float*>(base);
-  partials.states =
-      reinterpret_cast<SoftmaxState*>(static_cast<char*>(base) + rows * head_dim * sizeof(float));
-  return rows * (head_dim * sizeof(float) + sizeof(SoftmaxState));
+  char* const states = static_cast<char*>(base) + rows * head_dim * sizeof(float);
+  const auto maps = reinterpret_cast<uintptr_t>(states + rows * sizeof(SoftmaxState));
+  Workspace w;
+  w.partials.accumulators = static_cast<float*>(base);
+  w.partials.states = reinterpret_cast<SoftmaxState*>(states);
+  w.tensor_maps = reinterpret_cast<void*>((maps + kTensorMapBytes - 1) & ~(kTensorMapBytes - 1));
+  w.bytes = rows * (head_dim * sizeof(float) + sizeof(SoftmaxState)) +
+            (static_cast<size_t>(device.multiprocessors) + 1) * kTensorMapBytes;
+  return w;
 }
 
 // Launches the attention kernel on a.blocks thread blocks, then the merging kernel.
@@ -64,7 +76,7 @@ int32_t launch_portable(Args a, const Device& device, bool many_rows, void* stre
 
 // Head dimensions 64, 128 and 256, on compute capability 9.0 from machine code for 90a.
 template <typename T>
-int32_t launch_hopper(const Args& a, const Device& device, void* stream);
+int32_t launch_hopper(const Args& a, void* tensor_maps, const Device& device, void* stream);
 
 }  // namespace dense
 }  // namespace trt_resa

@@ -43,6 +43,31 @@ __device__ inline void fence_async_proxy() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 }
 
+// Writes `given` with another address to `placed` in global memory, for copies that this warp
+// makes. The whole warp calls it; `scratch`, in shared memory, and `placed` are aligned to 128.
+// Copies read tensor maps through a proxy of their own, past writes that no fence orders.
+__device__ inline void place_tensor_map(const CUtensorMap& given, const void* address,
+                                        CUtensorMap& scratch, CUtensorMap* placed) {
+  static_assert(sizeof(CUtensorMap) == 32 * sizeof(uint32_t));
+  const int lane = threadIdx.x % 32;
+  const auto changed = static_cast<uint32_t>(__cvta_generic_to_shared(&scratch));
+  reinterpret_cast<uint32_t*>(&scratch)[lane] = reinterpret_cast<const uint32_t*>(&given)[lane];
+  __syncwarp();
+  if (lane == 0) {
+    asm volatile(
+        "tensormap.replace.tile.global_address.shared::cta.b1024.b64 [%0], %1;\n" ::"r"(changed),
+        "l"(address)
+        : "memory");
+  }
+  __syncwarp();
+  asm volatile(
+      "tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned "
+      "[%0], [%1], 128;\n" ::"l"(__cvta_generic_to_global(placed)),
+      "r"(changed)
+      : "memory");
+  asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;\n" ::"l"(placed) : "memory");
+}
+
 // Copies the box at (x, y, z) of a tensor; one thread calls it. Elements outside the tensor become
 // zeros, and their bytes are counted too.
 __device__ inline void copy_box(uint32_t target, const CUtensorMap* map, int x, int y, int z,

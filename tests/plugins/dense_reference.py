@@ -26,6 +26,7 @@ class DenseCase:
     out: torch.Tensor
     softmax_scale: float
     workspace: torch.Tensor | None = None
+    place: torch.Tensor | None = None  # int64 [1], the address of kv: the launch is indirect
 
     def params(self) -> DenseAttentionParams:
         return DenseAttentionParams(
@@ -33,7 +34,7 @@ class DenseCase:
             cu_query_lens=self.cu_query_lens.data_ptr(),
             kv_lens=self.kv_lens.data_ptr(),
             block_table=self.block_table.data_ptr(),
-            kv=self.kv.data_ptr(),
+            kv=(self.kv if self.place is None else self.place).data_ptr(),
             out=self.out.data_ptr(),
             workspace=None if self.workspace is None else self.workspace.data_ptr(),
             num_rows=self.q.shape[0],
@@ -45,6 +46,7 @@ class DenseCase:
             head_dim=self.q.shape[2],
             block_size=self.kv.shape[3],
             dtype=DTYPES[self.q.dtype],
+            indirect=int(self.place is not None),
             softmax_scale=self.softmax_scale,
         )
 

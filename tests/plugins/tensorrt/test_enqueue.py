@@ -118,13 +118,9 @@ def direct_append(library: KernelLibrary, case: Case) -> None:
     launch(library, case.params())
 
 
-def same_bits(actual: torch.Tensor, expected: torch.Tensor) -> bool:
-    return torch.equal(actual.view(torch.int16), expected.view(torch.int16))
-
-
-def assert_close_to_dense(case: Case, out: torch.Tensor) -> None:
-    """``case.q`` and the cache as they stand after the append, in double precision."""
-    dense = DenseCase(
+def as_dense(case: Case, out: torch.Tensor) -> DenseCase:
+    """``case`` as it stands after the append."""
+    return DenseCase(
         q=case.q,
         cu_query_lens=case.cu_query_lens,
         kv_lens=case.kv_lens,
@@ -133,7 +129,23 @@ def assert_close_to_dense(case: Case, out: torch.Tensor) -> None:
         out=out,
         softmax_scale=case.q.shape[2] ** -0.5,
     )
-    expected = dense_attention(dense)
+
+
+def direct_dense(library: KernelLibrary, case: Case) -> torch.Tensor:
+    """Append and attention through the kernel library, which is given the cache's address."""
+    direct_append(library, case)
+    out = torch.full_like(case.q, NAN)
+    as_dense(case, out).launch(library)
+    return out
+
+
+def same_bits(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    return torch.equal(actual.view(torch.int16), expected.view(torch.int16))
+
+
+def assert_close_to_dense(case: Case, out: torch.Tensor) -> None:
+    """To the attention after the append, in double precision."""
+    expected = dense_attention(as_dense(case, out))
     assert torch.equal(out.isnan(), expected.isnan())
     error = (out.double() - expected).nan_to_num()
     assert float(error.norm() / expected.nan_to_num().norm()) <= TOLERANCE[out.dtype]
@@ -173,12 +185,14 @@ def test_sparse_step(library, host, shape, settings):
     "sequences", [[(3000, 32), (500, 32), (17, 17)], [(1500, 700)]], ids=["windows", "prefill"]
 )
 def test_dense_pass(library, host, shape, sequences):
+    """The bits of a launch that is given the cache's address: the same kernels run."""
     case = make_step(sequences, **shape)
     direct = copy.deepcopy(case)
     context = Context(host, case, Selecting(), dense=True)
     context.enqueue()
     torch.cuda.synchronize()
-    direct_append(library, direct)
+    expected = direct_dense(library, direct)
+    assert same_bits(context.out, expected)
     assert same_bits(case.kv, direct.kv)
     assert same_bits(case.summary, direct.summary)
     assert_close_to_dense(direct, context.out)
