@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
@@ -230,7 +231,10 @@ class LLM:
 
     def _token_ids(self, prompt: Prompt) -> list[int]:
         if not isinstance(prompt, str):
-            return [int(token) for token in prompt]
+            try:
+                return list(map(operator.index, prompt))
+            except TypeError:
+                raise RequestError("token ids are integers, and one of these is not") from None
         if self.tokenizer is None:
             raise RequestError(
                 "the engine directory holds no tokenizer; give token ids instead of a text"
@@ -241,9 +245,9 @@ class LLM:
         limits, vocab = self.limits, self.model_config.vocab_size
         if not ids:
             raise RequestError("the prompt is empty; give at least one token")
-        outside = [token for token in (*ids, *params.bad_token_ids) if not 0 <= token < vocab]
-        if outside:
-            raise RequestError(f"token id {outside[0]} is outside the vocabulary 0..{vocab - 1}")
+        for token in (min(ids), max(ids), *params.bad_token_ids):
+            if not 0 <= token < vocab:
+                raise RequestError(f"token id {token} is outside the vocabulary 0..{vocab - 1}")
         longest = min(limits.max_input_len, limits.max_seq_len - 1)
         if len(ids) > longest:
             raise RequestError(

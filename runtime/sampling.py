@@ -68,7 +68,9 @@ class Sampler:
         bad: Sequence[tuple[int, ...]] = (),
     ) -> None:
         self._params = params
-        self._prompt = torch.tensor(prompt, dtype=torch.int64)
+        # The repetition penalty alone looks at it; copying a long one takes milliseconds.
+        penalized = prompt if params.repetition_penalty != 1.0 else ()
+        self._prompt = torch.tensor(penalized, dtype=torch.int64)
         self._random = torch.Generator().manual_seed((params.seed + index) % (1 << 64))
         self._bad = bad
         self._reach = max((len(word) - 1 for word in bad), default=0)

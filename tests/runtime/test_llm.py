@@ -273,6 +273,7 @@ def test_sampled_verify_is_distributed_as_dense_sampling(tmp_path: Path) -> None
         ([[]], {}, "the prompt is empty"),
         ([3, 999], {}, "token id 999 is outside the vocabulary 0..258"),
         ([-1], {}, "token id -1 is outside"),
+        ([3, 0.5], {}, "token ids are integers, and one of these is not"),
         ([3], {"bad_token_ids": (999,)}, "token id 999 is outside the vocabulary 0..258"),
         ([1] * 512, {}, "the prompt has 512 tokens; this engine takes at most 511"),
         ("x" * 5000, {}, "the prompt has 5000 tokens"),
