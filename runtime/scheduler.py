@@ -128,8 +128,6 @@ class Scheduler(Generic[S]):
     def done(self, forward: Forward[Place[S]]) -> None:
         """Offer new dense-exact blocks for reuse and take back what is not needed any more."""
         for place, _ in forward.actions:
-            if not place.cache.blocks:
-                continue  # it ended while the forward was under way
             sequence = place.sequence
             for index in place.cache.unoffered(sequence.dense_exact):
                 place.cache.offer(index, sequence.block_key(index))

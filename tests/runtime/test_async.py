@@ -202,6 +202,26 @@ def test_an_error_reaches_whoever_asks_and_whenever(
     assert llm.generate(PROMPT, params(5)).finished
 
 
+@pytest.mark.parametrize("after", [0, 1, 5, 12])
+def test_a_forward_that_fails_while_another_is_behind_it(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    """The error comes with the results; the next request is not served what was left behind."""
+    expected = llm.generate(PROMPT[::-1], params(12)).outputs[0].token_ids
+    queue = llm._executor._queue  # type: ignore[attr-defined]
+    compute, calls = queue._compute, iter(range(10**6))
+
+    def broken(step: Step) -> torch.Tensor:
+        if next(calls) == after:
+            raise RuntimeError("the device is gone")
+        return compute(step)
+
+    monkeypatch.setattr(queue, "_compute", broken)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        llm.generate([[n, *PROMPT] for n in range(3)], params(40))
+    assert llm.generate(PROMPT[::-1], params(12)).outputs[0].token_ids == expected
+
+
 def test_cancels_and_deadlines_at_any_moment_leave_nothing_behind(tiny_engine: Path) -> None:
     """A pool for two and a half of the requests; the survivors give what they give alone."""
     random = Random(1)

@@ -15,7 +15,7 @@ from torch.nn.functional import kl_div, log_softmax
 
 from tests.driver import OneSequence
 from trt_resa import LLM, SamplingParams
-from trt_resa.runtime.drift import divergence, sampled_steps
+from trt_resa.runtime.drift import DriftMeter, divergence, sampled_steps
 from trt_resa.runtime.stats import SequenceStats
 
 PROMPT, INTERVAL = list(b"gamma and something more: " + b"gamma " * 20), 8
@@ -123,6 +123,25 @@ def test_every_step_is_sampled_equally_often(count: int) -> None:
     seen = Counter(step for window in range(3100) for step in sampled_steps(window, 31, count))
     assert set(seen) == set(range(31))
     assert max(seen.values()) < 1.15 * min(seen.values())
+
+
+def test_the_meter_samples_another_step_in_every_window() -> None:
+    meter, stats = DriftMeter(1), SequenceStats()
+    sampled = []
+    for window in range(20):
+        steps = range(10 * window, 10 * window + 7)
+        for position in steps:
+            if meter.wants(position, steps.start, len(steps)):
+                meter.keep(position, torch.arange(4.0))
+        assert len(meter.positions) == 1
+        sampled.append(meter.positions[0] - steps.start)
+        dense = {position: torch.arange(4.0) for position in meter.positions}
+        meter.end_window()
+        assert not meter.positions
+        meter.compare(dense, stats)
+    assert sampled == [sampled_steps(window, 7, 1)[0] for window in range(20)]
+    assert len(set(sampled)) == 7
+    assert (stats.drift_rows, stats.drift_agreed) == (20, 20)
 
 
 def test_divergence() -> None:

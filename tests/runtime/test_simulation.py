@@ -160,7 +160,10 @@ class Simulation:
 
 
 def alone(request: Request) -> Sequence:
+    """Run by a session that reads each forward before it submits the next one."""
     simulation = Simulation(num_blocks(LONGEST, BLOCK), 1, 1024, 1024, False, Seen())
+    following = simulation.scheduler.next
+    simulation.scheduler.next = lambda ahead=False: None if ahead else following()  # type: ignore[method-assign]
     sequence = request.sequence(0)
     simulation.session.submit(sequence)
     while not simulation.session.idle:

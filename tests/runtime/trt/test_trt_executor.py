@@ -133,6 +133,20 @@ def test_the_host_can_be_a_step_ahead(make: Make) -> None:
     assert np.array_equal(generate(late=True), expected)
 
 
+def test_some_rows_of_the_logits_are_read_behind(make: Make) -> None:
+    executor = make()
+    batch = Batch(1, executor.model.vocab_size, executor.num_blocks)
+    first = batch.step(Phase.DENSE, {0: (0, 8)}, all_logits=True)
+    expected = executor.forward(first)
+    submitted = executor.submit(first)
+    chosen, tokens = submitted.logits([7, 0, 3]), submitted.tokens()
+    executor.submit(batch.step(Phase.SPARSE, {0: (8, 9)}))
+    assert torch.equal(chosen.get(), expected[[7, 0, 3]])
+    assert tokens.get().tolist() == expected.argmax(-1).tolist()
+    with pytest.raises(RuntimeError, match="before the next one only"):
+        submitted.logits([0])
+
+
 def test_a_forward_without_logits(make: Make, engine: EngineDirectory) -> None:
     executor = make()
     batch = Batch(1, executor.model.vocab_size, executor.num_blocks)
