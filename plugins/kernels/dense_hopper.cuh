@@ -1,15 +1,15 @@
 // dense_attention with wgmma and tensor copies, for compute capability 9.0 (sm_90a).
 //
-// A thread block has three warpgroups. Of the first, one warp copies key tiles into rings of K and
-// V stages, one box per cache block and panel of 64 columns; the block table is read by the lane
-// that copies. The other two take 64 rows of the row tile each and walk its key tiles from the last
-// to the first, so that only the first ones need a mask. In a step the warpgroup issues the scores
-// of the next tile and the product of the present probabilities with V together, and takes the
-// softmax of the next tile while V is multiplied. The two warpgroups take turns at issuing: one's
-// softmax runs beside the other's products.
+// A thread block has three warpgroups. Of the first, one warp copies tiles of K into a ring of
+// stages, one box per cache block and panel of 64 columns, and one those of V, a box per block; the
+// block table is read by the lane that copies. The other two take 64 rows of the row tile each and
+// walk its key tiles from the last to the first, so that only the first ones need a mask. In a step
+// the warpgroup issues the scores of the next tile and the product of the present probabilities
+// with V together, and takes the softmax of the next tile while V is multiplied. The two warpgroups
+// take turns at issuing: one's softmax runs beside the other's products.
 //
-// The tensor map comes from the host. Where only the device knows the cache's address, each thread
-// block puts a copy with that address into the workspace and copies by it.
+// The tensor maps come from the host. Where only the device knows the cache's address, each thread
+// block puts copies with that address into the workspace and copies by them.
 //
 // Boxes of blocks that a sequence does not have lie outside the tensor and arrive as zeros. Slots
 // behind kv_len in its last block may hold anything: their scores are masked, and their V rows are
@@ -28,9 +28,14 @@
 namespace trt_resa {
 namespace dense {
 
+struct CacheMaps {
+  CUtensorMap keys;    // [num_blocks * 2 * kv_heads, block_size, D], boxes of a block and a panel
+  CUtensorMap values;  // [num_blocks * 2 * kv_heads, D / 64, block_size, 64], boxes of a block
+};
+
 struct HopperArgs {
-  CUtensorMap cache;    // [num_blocks * 2 * kv_heads, block_size, D], boxes of a block and a panel
-  CUtensorMap* placed;  // one per thread block: `cache` with the address that kv points to
+  CacheMaps cache;
+  CacheMaps* placed;  // one per thread block: `cache` with the address that kv points to
   Args a;
 };
 
@@ -70,66 +75,60 @@ struct Ring {
   __device__ uint32_t empty() const { return barriers + (Tile::kStages + stage()) * 8; }
 };
 
-// The copying warp.
+// A copying warp: of K or of V.
 template <typename Tile>
 struct Producer {
-  const HopperArgs& args;
-  const CUtensorMap* cache;
-  Ring<Tile>& keys;
-  Ring<Tile>& values;
+  const Args& a;
+  const CUtensorMap* map;
+  Ring<Tile> ring;
+  bool of_values;
   int lane;
-  int nowhere;  // a third coordinate outside the tensor
-  const int32_t* blocks = nullptr;
-  int held_blocks = 0;
-  int kv_head = 0;
+  int nowhere;  // a last coordinate outside the tensor
 
-  __device__ Producer(const HopperArgs& args, const CUtensorMap* cache, Ring<Tile>& keys,
-                      Ring<Tile>& values)
-      : args(args),
-        cache(cache),
-        keys(keys),
-        values(values),
+  __device__ Producer(const Args& a, const CUtensorMap* map, const Ring<Tile>& ring, bool of_values)
+      : a(a),
+        map(map),
+        ring(ring),
+        of_values(of_values),
         lane(threadIdx.x % 32),
-        nowhere(args.a.p.num_blocks * 2 * args.a.p.kv_heads) {}
+        nowhere(a.p.num_blocks * 2 * a.p.kv_heads) {}
 
-  // Third coordinate of this lane's K box in a tile.
-  __device__ int locate(int tile) const {
-    const auto& p = args.a.p;
-    const int block = (tile * Tile::kKeys >> args.a.block_shift) + lane / Tile::kPanels;
-    const int id = block < held_blocks ? blocks[block] : -1;
-    return id >= 0 && id < p.num_blocks ? id * 2 * p.kv_heads + kv_head : nowhere;
-  }
-
-  __device__ void copy(Ring<Tile>& ring, int coordinate) {
-    const int block_size = args.a.p.block_size;
-    const int boxes = (Tile::kKeys >> args.a.block_shift) * Tile::kPanels;  // at most 16
+  // The box of this lane: of V a block, of K a panel of one.
+  __device__ void copy(int coordinate) {
+    const int blocks = Tile::kKeys >> a.block_shift;  // at most 8
     barrier_wait(ring.empty(), ring.parity() ^ 1);
     if (lane == 0) barrier_arrive_expecting(ring.full(), Tile::kTileBytes);
     __syncwarp();
-    if (lane < boxes) {
+    if (of_values) {
+      if (lane < blocks) {
+        const int first_row = lane << a.block_shift;
+        copy_box(ring.tile() + first_row * Tile::kHeadDim * 2, map, 0, 0, 0, coordinate,
+                 ring.full());
+      }
+    } else if (lane < blocks * Tile::kPanels) {
       const int panel = lane % Tile::kPanels;
-      const int block = lane / Tile::kPanels;
-      copy_box(ring.tile() + panel * Tile::kPanelBytes + block * block_size * 128, cache,
-               panel * 64, 0, coordinate, ring.full());
+      const int first_row = lane / Tile::kPanels << a.block_shift;
+      copy_box(ring.tile() + panel * Tile::kPanelBytes + first_row * 128, map, panel * 64, 0,
+               coordinate, ring.full());
     }
     ++ring.count;
   }
 
   __device__ void run(const Unit& unit) {
-    const auto& p = args.a.p;
-    blocks = p.block_table + static_cast<int64_t>(unit.index) * p.max_blocks_per_seq;
-    held_blocks = min((unit.sequence.kv_len - 1) / p.block_size + 1, p.max_blocks_per_seq);
-    kv_head = unit.kv_head;
-    int coordinate = locate(unit.tile_end - 1);
-    copy(keys, coordinate);
+    const auto& p = a.p;
+    const int32_t* ids = p.block_table + static_cast<int64_t>(unit.index) * p.max_blocks_per_seq;
+    const int held = min((unit.sequence.kv_len - 1) / p.block_size + 1, p.max_blocks_per_seq);
+    const int part = unit.kv_head + (of_values ? p.kv_heads : 0);
+    const int block_of_tile = of_values ? lane : lane / Tile::kPanels;
+    const auto find = [&](int tile) {
+      const int block = (tile * Tile::kKeys >> a.block_shift) + block_of_tile;
+      return block < held ? ids[block] : -1;
+    };
+    int id = find(unit.tile_end - 1);
     for (int tile = unit.tile_end - 1; tile >= unit.tile_begin; --tile) {
-      int next = nowhere;
-      if (tile > unit.tile_begin) {
-        next = locate(tile - 1);
-        copy(keys, next);
-      }
-      copy(values, coordinate + p.kv_heads);
-      coordinate = next;
+      const int next = find(max(tile - 1, unit.tile_begin));  // under way during this copy
+      copy(id >= 0 && id < p.num_blocks ? id * 2 * p.kv_heads + part : nowhere);
+      id = next;
     }
   }
 };
@@ -206,9 +205,16 @@ struct Consumer {
 #pragma unroll
     for (int step = 0; step < kKeys / 16; ++step) {
       wgmma_registers(out, probabilities[step],
-                      panel_descriptor(values.tile() + step * 16 * 128, Tile::kPanelBytes), T());
+                      panel_descriptor(values.tile() + value_row(step * 16), a.p.block_size * 128),
+                      T());
     }
     wgmma_commit();
+  }
+
+  // Byte offset of a key's first panel in a tile of V; the others follow at block_size rows of 128.
+  __device__ int value_row(int key) const {
+    const int in_block = key & (a.p.block_size - 1);
+    return (key - in_block) * kHeadDim * 2 + in_block * 128;
   }
 
   // Both warpgroups zero the rows behind kv_len, each for itself.
@@ -218,10 +224,12 @@ struct Consumer {
     const int in_block = a.p.block_size - 1;
     if (behind >= kKeys || (behind & in_block) == 0) return;
     const int end = (behind | in_block) + 1;
+#pragma unroll 1
     for (int i = behind * 8 + thread; i < end * 8; i += 128) {
 #pragma unroll
       for (int panel = 0; panel < Tile::kPanels; ++panel) {
-        const uint32_t target = values.tile() + panel * Tile::kPanelBytes + i * 16;
+        const uint32_t target =
+            values.tile() + value_row(i / 8) + panel * a.p.block_size * 128 + i % 8 * 16;
         asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};\n" ::"r"(target), "r"(0) : "memory");
       }
     }
@@ -343,7 +351,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
     hopper_kernel(const __grid_constant__ HopperArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ char shared[];
-  __shared__ alignas(128) CUtensorMap map;
+  __shared__ alignas(128) CUtensorMap scratch_maps[2];
   const Args& a = args.a;
   const uint32_t queries =
       (shared_address(shared) + Tile::kAlignment - 1) / Tile::kAlignment * Tile::kAlignment;
@@ -368,13 +376,17 @@ __global__ void __launch_bounds__(Tile::kThreads, 1)
   const int warpgroup = threadIdx.x / 128;
   if (warpgroup == 0) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;\n");
-    if (threadIdx.x >= 32) return;
-    const CUtensorMap* cache = &args.cache;
+    const int warp = threadIdx.x / 32;
+    if (warp >= 2) return;
+    const bool of_values = warp == 1;
+    const CUtensorMap* map = of_values ? &args.cache.values : &args.cache.keys;
     if (a.p.indirect) {
-      cache = args.placed + blockIdx.x;
-      place_tensor_map(args.cache, pool<const void>(a.p.kv, 1), map, args.placed + blockIdx.x);
+      CacheMaps& maps = args.placed[blockIdx.x];
+      CUtensorMap* const placed = of_values ? &maps.values : &maps.keys;
+      place_tensor_map(*map, pool<const void>(a.p.kv, 1), scratch_maps[warp], placed);
+      map = placed;
     }
-    Producer<Tile> producer(args, cache, keys, values);
+    Producer<Tile> producer(a, map, of_values ? values : keys, of_values);
     for (int round = 0;; ++round) {
       const Unit unit = find_unit<Tile>(a, scale, round);
       if (unit.index < 0) break;

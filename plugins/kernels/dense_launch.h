@@ -31,11 +31,11 @@ inline int32_t current_device(Device& device) {
 // Rows of partial states per multiprocessor, for whichever path runs.
 constexpr int kPartialRows = 512;
 
-constexpr size_t kTensorMapBytes = 128;  // and their alignment
+constexpr size_t kTensorMapBytes = 256;  // of a thread block's tensor maps, and their alignment
 
 struct Workspace {
   SoftmaxPartials partials;
-  void* tensor_maps;  // one per multiprocessor, for kernels that place them (place_tensor_map)
+  void* tensor_maps;  // kTensorMapBytes per multiprocessor, for the path that puts maps there
   size_t bytes;
 };
 
@@ -63,11 +63,12 @@ int32_t launch_with_merge(void (*kernel)(KernelArgs), const KernelArgs& kernel_a
       launch(kernel, dim3(a.blocks), dim3(Tile::kThreads), stream, kernel_args, options);
   if (status != TRT_RESA_OK) return status;
   const int64_t rows = static_cast<int64_t>(a.p.num_rows) * a.p.q_heads;
-  const int64_t resident = static_cast<int64_t>(device.multiprocessors) * 8;
+  const int64_t resident =
+      static_cast<int64_t>(device.multiprocessors) * (2048 / kMergeThreads<Tile>);
   options.shared_bytes = 0;
   options.dependent = device.major >= 9;
-  return launch(merge_kernel<T, Tile>, dim3(rows < resident ? rows : resident), dim3(kMergeThreads),
-                stream, a, options);
+  return launch(merge_kernel<T, Tile>, dim3(rows < resident ? rows : resident),
+                dim3(kMergeThreads<Tile>), stream, a, options);
 }
 
 // Each path sets a.blocks. T is __half or __nv_bfloat16.

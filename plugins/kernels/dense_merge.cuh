@@ -8,53 +8,55 @@
 namespace trt_resa {
 namespace dense {
 
-constexpr int kMergeThreads = 256;
+// Few rows have many pieces.
+template <typename Tile>
+constexpr int kMergeThreads = Tile::kRows == 16 ? 512 : 256;
 
-// One thread block per row of a row tile at a time. A group of threads holds the row, four columns
-// each; the groups share the pieces, then the first merges the others.
+// One thread block per row of out at a time. A group of threads holds the row, four columns each;
+// the groups share the pieces, then the first merges the others.
 template <typename T, typename Tile>
-__global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_constant__ Args a) {
+__global__ void __launch_bounds__(kMergeThreads<Tile>)
+    merge_kernel(const __grid_constant__ Args a) {
+  constexpr int kThreads = kMergeThreads<Tile>;
   constexpr int kHeadDim = Tile::kHeadDim;
   constexpr int kLanes = kHeadDim / 4;
-  constexpr int kGroups = kMergeThreads / kLanes;
-  __shared__ SplitScratch<kMergeThreads> scratch;
+  constexpr int kGroups = kThreads / kLanes;
+  __shared__ SplitScratch<kThreads> scratch;
   __shared__ SoftmaxState states[kGroups];
   __shared__ float4 columns[kGroups][kLanes];
   const int group = threadIdx.x / kLanes;
   const int lane = threadIdx.x % kLanes;
 
-  // The cut depends on nothing that the attention kernel writes.
-  const float scale = choose_split<Tile, kMergeThreads>(a, scratch);
-  wait_for_previous_kernel();
+  const float scale = choose_split<Tile, kThreads>(a, scratch);
   for (int item = blockIdx.x;; item += gridDim.x) {
-    const Found found = find_item<Tile, true>(a, scale, item / Tile::kRows);
+    const Found found = find_item<Tile, true>(a, scale, item);
+    // So far nothing depended on what the attention kernel writes.
+    if (item == static_cast<int>(blockIdx.x)) wait_for_previous_kernel();
     if (found.index < 0) break;
     const Sequence& s = found.sequence;
-    const int row_tile = s.row_tiles - 1 - found.local / a.p.kv_heads;
-    const int kv_head = found.local % a.p.kv_heads;
-    const int index = row_tile * Tile::kRows + item % Tile::kRows;
-    if (index >= s.rows * a.group) continue;
+    const int head = found.local % a.p.q_heads;
+    const int index = found.local / a.p.q_heads * a.group + head % a.group;
 
     // Pieces that begin behind the last visible key were not computed for this row.
     const int visible_tiles = (s.visible(index, a.group) - 1) / Tile::kKeys + 1;
     int pieces = found.pieces;
     while (s.piece_begin(pieces - 1, found.pieces) >= visible_tiles) --pieces;
 
-    const int row = item % Tile::kRows;
-    const int first = found.partials_before + found.local;
-    const int step = s.row_tiles * a.p.kv_heads;
+    const int tiles = s.row_tiles * a.p.kv_heads;
+    const int row_tile = index / Tile::kRows;
+    const int first =
+        found.partials_before + (s.row_tiles - 1 - row_tile) * a.p.kv_heads + head / a.group;
     SoftmaxState state;
     float merged[4] = {};
     if (group < kGroups) {
-      merge_partials<kHeadDim>(a.partials, Tile::kRows, row, first + group * step,
-                               first + pieces * step, kGroups * step, lane * 4, state, merged);
+      merge_partials<kHeadDim>(a.partials, Tile::kRows, index % Tile::kRows, first + group * tiles,
+                               first + pieces * tiles, kGroups * tiles, lane * 4, state, merged);
       columns[group][lane] = make_float4(merged[0], merged[1], merged[2], merged[3]);
       if (lane == 0) states[group] = state;
     }
     __syncthreads();
     if (group == 0) {
-#pragma unroll 1
-      for (int i = 1; i < kGroups; ++i) {
+      for (int i = 1; i < min(kGroups, pieces); ++i) {
         const SoftmaxMerge merge = softmax_merge(state, states[i]);
         state = merge.state;
         const float4 other = columns[i][lane];
@@ -67,9 +69,8 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(const __grid_const
       const float inverse = softmax_inverse(state);
       const auto low = Pair<T>::from_float(merged[0] * inverse, merged[1] * inverse);
       const auto high = Pair<T>::from_float(merged[2] * inverse, merged[3] * inverse);
-      const int64_t out_row = s.first_row + index / a.group;
-      T* target = static_cast<T*>(a.p.out) + lane * 4 +
-                  (out_row * a.p.q_heads + kv_head * a.group + index % a.group) * kHeadDim;
+      const int64_t row = static_cast<int64_t>(s.first_row) * a.p.q_heads + found.local;
+      T* target = static_cast<T*>(a.p.out) + row * kHeadDim + lane * 4;
       *reinterpret_cast<uint2*>(target) = make_uint2(reinterpret_cast<const uint32_t&>(low),
                                                      reinterpret_cast<const uint32_t&>(high));
     }

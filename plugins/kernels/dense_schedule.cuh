@@ -157,9 +157,9 @@ struct Found {
   int pieces = 0;
 };
 
-// Finds an item among units, or, with kSplitTilesOnly, among the row tiles (times KV heads) of
-// split sequences. All lanes of a warp call it.
-template <typename Tile, bool kSplitTilesOnly>
+// Finds an item among units, or, with kSplitRows, among the rows of out of split sequences. All
+// lanes of a warp call it.
+template <typename Tile, bool kSplitRows>
 __device__ Found find_item(const Args& a, float scale, int wanted) {
   const int lane = threadIdx.x % 32;
   int items_before = 0, partials_before = 0;
@@ -168,7 +168,7 @@ __device__ Found find_item(const Args& a, float scale, int wanted) {
     const int pieces = s.rows > 0 ? s.pieces(scale) : 0;
     const int tiles = s.row_tiles * a.p.kv_heads;
     const int partials = pieces > 1 ? tiles * pieces : 0;
-    const int items = !kSplitTilesOnly ? tiles * pieces : pieces > 1 ? tiles : 0;
+    const int items = !kSplitRows ? tiles * pieces : pieces > 1 ? s.rows * a.p.q_heads : 0;
     int items_to = items, partials_to = partials;
 #pragma unroll
     for (int offset = 1; offset < 32; offset *= 2) {

@@ -68,14 +68,23 @@ __device__ inline void place_tensor_map(const CUtensorMap& given, const void* ad
   asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;\n" ::"l"(placed) : "memory");
 }
 
-// Copies the box at (x, y, z) of a tensor; one thread calls it. Elements outside the tensor become
-// zeros, and their bytes are counted too.
+// Copy a box of a tensor of three or four dimensions; one thread calls it. Elements outside the
+// tensor become zeros, and their bytes are counted too.
 __device__ inline void copy_box(uint32_t target, const CUtensorMap* map, int x, int y, int z,
                                 uint32_t barrier) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
       "[%1, {%2, %3, %4}], [%5];\n" ::"r"(target),
       "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+      : "memory");
+}
+
+__device__ inline void copy_box(uint32_t target, const CUtensorMap* map, int x, int y, int z, int w,
+                                uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%2, %3, %4, %5}], [%6];\n" ::"r"(target),
+      "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier)
       : "memory");
 }
 
