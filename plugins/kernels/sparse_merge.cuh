@@ -1,6 +1,7 @@
 // Merging the parts of a row, by the thread block that finished the last of them.
 #pragma once
 
+#include "mma.cuh"
 #include "sparse_args.h"
 #include "sparse_attend.cuh"
 #include "sparse_plan.cuh"
@@ -8,86 +9,105 @@
 namespace trt_resa {
 namespace sparse {
 
-template <int kThreads>
+// Merges the states of `count` results over parts of the keys, `stride` apart, and says by what
+// their accumulators are to be multiplied. By one warp; all lanes get the result.
+__device__ inline SoftmaxState merge_states(const SoftmaxState* states, int count, int stride,
+                                            float* scales) {
+  const int lane = threadIdx.x % 32;
+  SoftmaxState out;
+#pragma unroll 1
+  for (int i = lane; i < count; i += 32) out.max = fmaxf(out.max, states[i * stride].max);
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) {
+    out.max = fmaxf(out.max, __shfl_xor_sync(0xffffffffu, out.max, mask));
+  }
+#pragma unroll 1
+  for (int i = lane; i < count; i += 32) {
+    const SoftmaxState& state = states[i * stride];
+    const float scale = softmax_rescale(state.max, out.max);
+    scales[i * stride] = scale;
+    out.sum += state.sum * scale;
+  }
+#pragma unroll
+  for (int mask = 16; mask > 0; mask /= 2) {
+    out.sum += __shfl_xor_sync(0xffffffffu, out.sum, mask);
+  }
+  return out;
+}
+
+template <int kBytes>
 struct MergeShared {
-  SoftmaxState states[kMaxParts * kMaxGroup];  // [parts, group]
-  float scales[kMaxParts * kMaxGroup];         // of the parts' accumulators, the same
+  // States [parts, group], scales of the parts' accumulators, the same, then accumulators.
+  alignas(16) char bytes[kBytes];
   float inverse[kMaxGroup];
-  float4 columns[kThreads];
 };
 
-// Merges the partials of slots [first, first + parts) into the group's rows of `out`. A thread
-// holds four columns of a head; where there are threads enough, several share the parts of the same
-// columns, and the first of them adds up the shares, always in the same order.
-template <typename T, int kHeadDim, int kThreads>
+// Merges the partials of slots [first, first + parts) into the group's rows of `out`, as many
+// columns at a time as fit into shared memory, always in the same order. `meanwhile` is called
+// while they are on their way.
+template <typename T, int kHeadDim, int kThreads, int kBytes, typename Meanwhile>
 __device__ void merge_parts(const Args& a, int64_t first_head, int first, int parts,
-                            MergeShared<kThreads>& shared) {
-  constexpr int kBatch = 16;  // accumulators in flight per thread
-  constexpr int kHeadColumns = kHeadDim / 4;
-  const int thread = threadIdx.x;
+                            MergeShared<kBytes>& shared, Meanwhile&& meanwhile) {
+  static_assert(kBytes >= kMaxParts * (kMaxGroup * (sizeof(SoftmaxState) + sizeof(float)) + 16));
+  constexpr int kHeadColumns = kHeadDim / 4;  // of four elements
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int group = a.q_heads / a.kv_heads;
   const int all_columns = group * kHeadColumns;
-  const int shares = max(kThreads / all_columns, 1);
-  const int share = shares == 1 ? 0 : thread / all_columns;
-  const int end = share < shares ? all_columns : 0;
+  const int num_states = parts * group;
+  auto* states = reinterpret_cast<SoftmaxState*>(shared.bytes);
+  auto* scales = reinterpret_cast<float*>(states + num_states);
+  const int used = (num_states * static_cast<int>(sizeof(SoftmaxState) + 4) + 15) / 16 * 16;
+  const auto* columns = reinterpret_cast<const float4*>(shared.bytes + used);  // [parts, at_once]
+  const int at_once = min(static_cast<int>(static_cast<unsigned>(kBytes - used) /
+                                           static_cast<unsigned>(parts * 16)),
+                          all_columns);
   const float4* accumulators =
       reinterpret_cast<const float4*>(a.partials.accumulators) +
       static_cast<int64_t>(first) * all_columns;  // [parts, group, kHeadColumns]
-
-  const SoftmaxState* states = a.partials.states + static_cast<int64_t>(first) * group;
-#pragma unroll 1
-  for (int i = thread; i < parts * group; i += kThreads) shared.states[i] = states[i];
-  __syncthreads();
-#pragma unroll 1
-  for (int head = thread / 32; head < group; head += kThreads / 32) {
-    const SoftmaxState state =
-        merge_states(shared.states + head, parts, group, shared.scales + head);
-    if (thread % 32 == 0) shared.inverse[head] = softmax_inverse(state);
-  }
-  __syncthreads();
-
+  const SoftmaxState* from = a.partials.states + static_cast<int64_t>(first) * group;
   T* out = static_cast<T*>(a.out) + first_head * kHeadDim;
+
 #pragma unroll 1
-  for (int at = shares == 1 ? thread : thread % all_columns; at < end; at += kThreads) {
-    const int head = at / kHeadColumns;
-    float sum[4] = {};
+  for (int begin = 0; begin < all_columns; begin += at_once) {
+    const int count = min(at_once, all_columns - begin);
 #pragma unroll 1
-    for (int part = share; part < parts; part += kBatch * shares) {
-      float4 batch[kBatch];
-      const float4* from = accumulators + (part * all_columns + at);
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        batch[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (part + i * shares < parts) batch[i] = from[i * shares * all_columns];
+    for (int part = warp; part < parts; part += kThreads / 32) {
+#pragma unroll 1
+      for (int i = lane; i < count; i += 32) {
+        cp_async_16(shared_address(columns + part * count + i),
+                    accumulators + part * all_columns + begin + i, 16);
       }
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int mine = min(part + i * shares, parts - 1);
-        const float scale = shared.scales[mine * group + head];
-        const float column[4] = {batch[i].x, batch[i].y, batch[i].z, batch[i].w};
+    }
+    cp_async_commit();
+    if (begin == 0) {
+#pragma unroll 1
+      for (int i = threadIdx.x; i < num_states; i += kThreads) states[i] = from[i];
+      meanwhile();
+      __syncthreads();
+#pragma unroll 1
+      for (int head = warp; head < group; head += kThreads / 32) {
+        const SoftmaxState state = merge_states(states + head, parts, group, scales + head);
+        if (lane == 0) shared.inverse[head] = softmax_inverse(state);
+      }
+    }
+    cp_async_wait<0>();
+    __syncthreads();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < count; i += kThreads) {
+      const int head = (begin + i) / kHeadColumns;
+      float sum[4] = {};
+#pragma unroll 4
+      for (int part = 0; part < parts; ++part) {
+        const float4 four = columns[part * count + i];
+        const float scale = scales[part * group + head];
+        const float column[4] = {four.x, four.y, four.z, four.w};
 #pragma unroll
         for (int j = 0; j < 4; ++j) sum[j] += column[j] * scale;
       }
+      store_four(out + (begin + i) * 4, sum, shared.inverse[head]);
     }
-    if (shares == 1) {
-      store_four(out + at * 4, sum, shared.inverse[head]);
-    } else {
-      shared.columns[thread] = make_float4(sum[0], sum[1], sum[2], sum[3]);
-      break;
-    }
+    __syncthreads();
   }
-  if (shares == 1) return;
-  __syncthreads();
-  if (thread >= all_columns) return;
-  float sum[4] = {};
-#pragma unroll 1
-  for (int i = 0; i < shares; ++i) {
-    const float4 column = shared.columns[thread + i * all_columns];
-    const float columns[4] = {column.x, column.y, column.z, column.w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) sum[j] += columns[j];
-  }
-  store_four(out + thread * 4, sum, shared.inverse[thread / kHeadColumns]);
 }
 
 }  // namespace sparse

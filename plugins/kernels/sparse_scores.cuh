@@ -11,6 +11,7 @@
 #include "pool.cuh"
 #include "sparse_args.h"
 #include "sparse_plan.cuh"
+#include "sparse_queries.cuh"
 #include "sparse_topk.cuh"
 #include "vec.h"
 
@@ -22,14 +23,14 @@ struct MeanQuery {
   float values[kVecSize];
   uint32_t take_max[kVecSize / 2];  // all ones in the halves whose element is not negative
 
-  // `q` are the group's queries in shared memory.
+  // `q` are the group's queries in shared memory, `stride` apart.
   template <typename T>
-  __device__ void set(const T* q, int group, int head_dim) {
+  __device__ void set(const T* q, int group, int stride) {
     float sum[kVecSize] = {};
 #pragma unroll 1
     for (int head = 0; head < group; ++head) {
       float x[kVecSize];
-      Vec<T>::load(q + head * head_dim).to_floats(x);
+      Vec<T>::load(q + head * stride).to_floats(x);
 #pragma unroll
       for (int i = 0; i < kVecSize; ++i) sum[i] += x[i];
     }
@@ -108,7 +109,7 @@ class ScoreItem {
   // Keys to the workspace and to the histogram `bins`. `queries` are the group's, in shared memory.
   __device__ void score(const T* queries, uint32_t (&bins)[kBins]) {
     MeanQuery mean;
-    mean.set(queries + column_, a_.q_heads / a_.kv_heads, kHeadDim);
+    mean.set(queries + column_, a_.q_heads / a_.kv_heads, kQueryStride<kHeadDim>);
 #pragma unroll 1
     for (int round = 0; round < rounds_; ++round) {
       cp_async_wait<Shape::kStages - 2>();
