@@ -138,8 +138,8 @@ class Session:
 
     def _drop_useless(self) -> None:
         """From the last on, since a forward's tokens may come from the one before."""
-        while self._under_way and self._under_way[-1].useless:
-            self._under_way.pop().drop()
+        while self._under_way and self._under_way[-1].drop_useless():
+            self._under_way.pop()
 
 
 def _progress(forward: Forward[Place[Sequence]]) -> dict[str, float]:

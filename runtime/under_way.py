@@ -50,11 +50,6 @@ class UnderWay:
         """Whether the next forward can be submitted before the results are read."""
         return all(turn.foreseen for _, turn in self._turns)
 
-    @property
-    def useless(self) -> bool:
-        """Whether nobody wants the results any more."""
-        return all(sequence.finished or turn.taken_back for sequence, turn in self._turns)
-
     def results(self) -> Iterator[Result]:
         """Waits for the forward."""
         tokens = self._tokens.get().tolist()
@@ -63,6 +58,10 @@ class UnderWay:
             own = tokens[turn.row : turn.row + turn.action.num_logits]
             yield Result(sequence, turn, own, {row: next(logits) for row in turn.host_rows})
 
-    def drop(self) -> None:
-        """Nobody asks for the results; the forward need not run."""
-        self._submitted.drop()
+    def drop_useless(self) -> bool:
+        """Leave out the sequences with no use for the results; whether those are all."""
+        turns = enumerate(self._turns)
+        useless = [row for row, (sequence, turn) in turns if sequence.finished or turn.taken_back]
+        if useless:
+            self._submitted.drop(useless)
+        return len(useless) == len(self._turns)

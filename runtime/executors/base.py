@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -47,8 +47,11 @@ class SubmittedForward(Protocol):
         """Float32 logits [len(rows), vocab] of these logit rows; None: of all."""
         ...
 
-    def drop(self) -> None:
-        """Nobody reads the results, nor what it writes to the cache: it need not run."""
+    def drop(self, sequences: Collection[int]) -> None:
+        """Of these sequences of the batch, nobody reads the results or what the cache gets.
+
+        They need not be computed; their tokens and logits are anything.
+        """
         ...
 
 

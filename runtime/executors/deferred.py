@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Generic, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from trt_resa.contract import Int32Array, Step
@@ -39,12 +40,23 @@ class ForwardQueue:
         """Run ``forward``, unless it has run, and before it those submitted before it."""
         while forward in self._waiting:
             first = self._waiting.popleft()
-            first.result = self._compute(self._with_tokens(first.step))
+            first.result = self._logits(self._with_tokens(first.step), first.dropped)
             self._ran = first
 
     def drop(self, forward: Deferred) -> None:
+        """``forward`` does not run, unless it has."""
         if forward in self._waiting:
             self._waiting.remove(forward)
+
+    def _logits(self, step: Step, dropped: Collection[int]) -> torch.Tensor:
+        """Those of all logit rows of ``step``; zeros for the sequences that were dropped."""
+        if not dropped:
+            return self._compute(step)
+        part, rows = _without(step, dropped)
+        computed = self._compute(part)
+        logits = computed.new_zeros((len(step.logit_rows), computed.shape[1]))
+        logits[torch.from_numpy(rows)] = computed
+        return logits
 
     def _with_tokens(self, step: Step) -> Step:
         """``step`` with the tokens that its negative ids stand for."""
@@ -62,6 +74,7 @@ class Deferred:
 
     def __init__(self, queue: ForwardQueue, step: Step) -> None:
         self._queue, self.step = queue, step
+        self.dropped: set[int] = set()
         self.result: torch.Tensor | None = None
 
     def tokens(self) -> Later[Int32Array]:
@@ -72,8 +85,10 @@ class Deferred:
         self._check()
         return Later(lambda: self._logits if rows is None else self._logits[list(rows)])
 
-    def drop(self) -> None:
-        self._queue.drop(self)
+    def drop(self, sequences: Collection[int]) -> None:
+        self.dropped |= set(sequences)
+        if len(self.dropped) == self.step.batch_size:
+            self._queue.drop(self)
 
     @cached_property
     def likeliest(self) -> Int32Array:
@@ -89,6 +104,26 @@ class Deferred:
     def _check(self) -> None:
         if self._queue.newest is not self:
             raise RuntimeError("results of a forward are asked for before the next one only")
+
+
+def _without(step: Step, sequences: Collection[int]) -> tuple[Step, npt.NDArray[np.bool_]]:
+    """``step`` without these of its sequences, and which of its logit rows are left [R]."""
+    kept = np.ones(step.batch_size, dtype=np.bool_)
+    kept[list(sequences)] = False
+    counts = np.diff(step.cu_query_lens)
+    rows = np.repeat(kept, counts)
+    moved_to = np.cumsum(rows, dtype=np.int32) - 1
+    wanted = rows[step.logit_rows]
+    part = dataclasses.replace(
+        step,
+        input_ids=step.input_ids[rows],
+        position_ids=step.position_ids[rows],
+        cu_query_lens=np.concatenate(([0], np.cumsum(counts[kept]))).astype(np.int32),
+        kv_lens=step.kv_lens[kept],
+        block_table=step.block_table[kept],
+        logit_rows=moved_to[step.logit_rows[wanted]],
+    )
+    return part, wanted
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
@@ -39,8 +39,8 @@ class Submitted:
         parts = [self._logits] if rows is None else [self._logits[r : r + 1] for r in rows]
         return FetchedLogits(parts, self._stream)
 
-    def drop(self) -> None:
-        """It runs all the same: it is on the GPU's stream already."""
+    def drop(self, sequences: Collection[int]) -> None:
+        """They are computed all the same: the forward is on the GPU's stream already."""
 
     def _check(self) -> None:
         if not self._is_last():

@@ -42,11 +42,12 @@ class FakeExecutor:
         self.positions = np.full(shape, -1, dtype=np.int64)
         #: Written over a dense-exact prefix by a dense pass or a step that attends to everything.
         self.exact = np.zeros(shape, dtype=bool)
-        self.forwards = 0
+        self.forwards = self.rows = 0
         self.submit = ForwardQueue(self.forward).submit
 
     def forward(self, step: Step) -> torch.Tensor:
         self.forwards += 1
+        self.rows += step.num_tokens
         self._check(step)
         results: list[int] = []
         for row, kv_len in enumerate(step.kv_lens.tolist()):

@@ -3,7 +3,7 @@ that was computed behind a stop is ever seen."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,8 +38,8 @@ class _Recorded:
     def logits(self, rows: Sequence[int] | None = None) -> Later[torch.Tensor]:
         return self._noted(self.forward.logits(rows).get)
 
-    def drop(self) -> None:
-        self.forward.drop()
+    def drop(self, sequences: Collection[int]) -> None:
+        self.forward.drop(sequences)
 
     def _noted(self, get: Callable[[], Any]) -> Later[Any]:
         def read() -> Any:
@@ -229,8 +229,22 @@ def test_a_stop_found_late_changes_nothing(
     assert again.output.token_ids == alone.output.token_ids
 
 
+def test_what_is_in_vain_is_not_computed_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of a sequence that stops while its next step waits are left out of it."""
+
+    def rows(ahead: bool) -> int:
+        executor = Recorder()
+        engine = session(executor)
+        if not ahead:
+            behind(monkeypatch, engine)
+        run(engine, *(sequence(n, prompt=PROMPT[n:], eos=(n,), max_tokens=60) for n in range(6)))
+        assert executor.ahead or not ahead
+        return executor.rows
+
+    assert rows(ahead=True) == rows(ahead=False)
+
+
 def test_the_last_forward_in_vain_is_not_computed() -> None:
-    """Alone, a request on a CPU pays nothing for looking ahead."""
     free = sequence()
     run(session(FakeExecutor(64, SPARSE, LIMITS)), free)
     token = free.output.token_ids[20]

@@ -72,12 +72,27 @@ def test_a_dropped_forward_never_runs() -> None:
     model = Model()
     first = model.queue.submit(step(1))
     tokens = first.tokens()
-    first.drop()
+    first.drop([0])
     assert model.queue.submit(step(2)).tokens().get().tolist() == [3]
     assert model.ran == [[2]]
     with pytest.raises(RuntimeError, match="failed or was dropped"):
         tokens.get()
-    first.drop()
+    first.drop([0])
+
+
+def test_dropped_sequences_are_left_out_and_the_others_keep_their_rows() -> None:
+    model = Model()
+    forward = model.queue.submit(step(1, 3, 5, 7, logit_rows=(3, 1, 2)))
+    tokens, logits = forward.tokens(), forward.logits([0, 2])
+    forward.drop([1])
+    forward.drop([0])
+    following = model.queue.submit(step(-1, -3)).tokens()
+    assert tokens.get()[[0, 2]].tolist() == [8, 6]
+    assert logits.get().argmax(-1).tolist() == [8, 6]
+    assert following.get().tolist() == [9, 7]
+    assert model.ran == [[5, 7], [8, 6]]
+    forward.drop([2])
+    assert tokens.get()[[0, 2]].tolist() == [8, 6]
 
 
 def test_a_failure_is_that_of_its_forward_alone() -> None:
