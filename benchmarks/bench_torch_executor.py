@@ -38,7 +38,9 @@ def main() -> None:
     lines = []
     with tempfile.TemporaryDirectory() as work:
         limits = BuildConfig(dtype="float32", executors=("torch",))
-        engine = build(checkpoint, Path(work) / "engine", limits, SparseAttentionConfig())
+        engine = build(
+            checkpoint, Path(work) / "engine", limits, SparseAttentionConfig(dense_below=0)
+        )
         with LLM(engine.path) as llm:
             assert llm.tokenizer is not None
             prompt = llm.tokenizer.encode(text)[: arguments.context]

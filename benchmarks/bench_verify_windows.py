@@ -62,7 +62,7 @@ def main() -> None:
     lines = [f"# python benchmarks/bench_verify_windows.py --tokens {arguments.tokens}"]
     with tempfile.TemporaryDirectory() as work:
         limits = BuildConfig(dtype="float32", executors=("torch",))
-        built = SparseAttentionConfig(min_blocks=2)
+        built = SparseAttentionConfig(min_blocks=2, dense_below=0)
         engine = build(checkpoint, Path(work) / "engine", limits, built)
         with LLM(engine.path, device="cpu", max_seq_len=2048) as llm:
             lines += table(llm, arguments.tokens)

@@ -163,17 +163,19 @@ class Steps:
 
     def __init__(self, point: Point, order: np.ndarray, sparse: SparseAttentionConfig) -> None:
         self._point, self._interval, self._size = point, sparse.rectify_interval, sparse.block_size
+        self._windows = point.context > sparse.dense_below
         room = num_blocks(point.context, sparse.block_size)
         self._tables = order[: point.batch * room].reshape(point.batch, room)
 
     def loops(self) -> dict[str, Iterator[tuple[str, Step]]]:
         """Forwards by mode; the first of each is a warm-up whose time is dropped.
 
-        ``fused``: a dense pass per window. ``fused, windows together``: one for all windows, which
+        ``fused``: a dense pass per window; at contexts of at most dense_below, sparse steps alone,
+        which attend to everything. ``fused, windows together``: one for all windows, which
         costs less in all and pauses everyone for longer.
         """
         loops = {"dense": self.dense(), "fused": self.fused(1)}
-        if self._point.batch > 1:
+        if self._point.batch > 1 and self._windows:
             loops["fused, windows together"] = self.fused(self._point.batch)
         return loops
 
@@ -204,6 +206,9 @@ class Steps:
             for turn in range(1, self._interval):
                 yield "sparse step", self._step(Phase.SPARSE, self._all(), at + turn, 1, turn > 1)
             at += self._interval
+            if not self._windows:
+                yield "sparse step", self._step(Phase.SPARSE, self._all(), at, 1, True)
+                continue
             members = self._all()
             for first in range(0, len(members), together):
                 chosen = members[first : first + together]

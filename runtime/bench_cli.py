@@ -166,6 +166,7 @@ def _run(
         "layers": model.num_layers,
         "keep_ratio": sparse.keep_ratio,
         "rectify_interval": sparse.rectify_interval,
+        "dense_below": sparse.dense_below,
         "most_cache_tokens": most_tokens,
         "command": shlex.join(["trt-resa", *sys.argv[1:]]),
     }

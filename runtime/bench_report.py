@@ -34,7 +34,7 @@ def table(results: Sequence[PointResult], title: str) -> Table:
             f"{loop.ms_per_token:.2f}",
             f"{result.speedup(mode):.2f}x",
             f"{loop.p50_ms['sparse step']:.2f}",
-            f"{loop.p50_ms['window']:.2f}",
+            f"{loop.p50_ms['window']:.2f}" if "window" in loop.p50_ms else "-",
             f"{result.parts['sparse step'].accounted:.1%}",
             "-" if result.profile is None else f"{result.profile.gaps:.1%}",
             "-" if result.first_token_s is None else f"{result.first_token_s:.2f} s",

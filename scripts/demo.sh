@@ -14,7 +14,7 @@ run() {
 
 mkdir -p build/demo
 run trt-resa build-engine --checkpoint_dir "$checkpoint" --output_dir "$engine" --overwrite \
-  --max_seq_len 4096 --keep_ratio 0.1 --min_blocks 8
+  --max_seq_len 4096 --keep_ratio 0.1 --min_blocks 8 --dense_below 0
 run trt-resa inspect "$engine"
 
 # A prompt long enough for the selection to matter: the licence, and a question about it.

@@ -22,12 +22,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def build_torch_engine(checkpoint: Path, output: Path, **sparse: Any) -> Path:
-    """An fp32 engine directory for the torch executor, by the builder that users call."""
+    """An fp32 engine directory for the torch executor, by the builder that users call.
+
+    Short sequences select too, unless ``dense_below`` says otherwise.
+    """
     from trt_resa.builder.build import build
     from trt_resa.config import BuildConfig, SparseAttentionConfig
 
     limits = BuildConfig(dtype="float32", executors=("torch",), max_batch_size=32)
-    build(checkpoint, output, limits, SparseAttentionConfig(**sparse))
+    build(checkpoint, output, limits, SparseAttentionConfig(**{"dense_below": 0, **sparse}))
     return output
 
 

@@ -88,7 +88,7 @@ def test_a_selection_of_every_block_gives_the_bits_of_the_dense_pass() -> None:
 @pytest.mark.parametrize(("sinks", "local"), [(0, 1), (2, 3)])
 def test_selection_by_sorting(sinks: int, local: int) -> None:
     config = SparseAttentionConfig(
-        keep_ratio=0.3, min_blocks=5, sink_blocks=sinks, local_blocks=local
+        keep_ratio=0.3, min_blocks=5, sink_blocks=sinks, local_blocks=local, dense_below=0
     )
     lengths = [5, 80, 81, 333, 600]
     cache = Cache(lengths, 2, seed=sinks)

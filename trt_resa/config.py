@@ -59,9 +59,9 @@ class SparseAttentionConfig:
         Field(
             ge=0,
             description="sequences of at most this many tokens attend to everything, and need no "
-            "rectification",
+            "rectification; 0: every sequence selects",
         ),
-    ] = 0
+    ] = 8192
 
     drift_sample: Annotated[
         int,

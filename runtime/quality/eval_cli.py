@@ -97,6 +97,12 @@ def evaluate(
     if plot_dir is not None:
         plots.check_plots(plot_dir)
     with open_llm(flags) as llm:
+        below = llm.sparse_attention_config.dense_below
+        if below and min((*plan.lengths, *plan.answer_tokens)) <= below:
+            _note(
+                f"sequences of up to {below} tokens are dense (dense_below); --dense_below 0 "
+                "measures what sparse attention would cost them"
+            )
         found = variants(llm.sparse_attention_config, chosen_modes, swept, swept_modes)
         start = time.perf_counter()
         results = Evaluation(llm, found, plan, _note).run()

@@ -64,13 +64,12 @@ class Samples:
         intervals = {i for i in INTERVALS if i <= self._llm.max_interval} | {interval}
         # Below its length a sequence is dense, so the longest would leave nothing to tune.
         third = len(self.lengths) / 3
-        below = {self.lengths[int(third)], self.lengths[int(2 * third)]} - {self.lengths[-1]}
+        below = {self.lengths[int(third)], self.lengths[int(2 * third)], self._base.dense_below}
+        below = {0} | {length for length in below if length < self.lengths[-1]}
         return Grid(
             keep_ratios=(self._base.keep_ratio,) if "keep_ratio" in fixed else KEEP_RATIOS,
             intervals=(interval,) if "rectify_interval" in fixed else sorted(intervals),
-            dense_below=(self._base.dense_below,)
-            if "dense_below" in fixed
-            else sorted({self._base.dense_below} | below),
+            dense_below=(self._base.dense_below,) if "dense_below" in fixed else sorted(below),
             interval=interval,
         )
 

@@ -29,7 +29,7 @@ from trt_resa.reference.compare import relative_error
 ROOT = Path(__file__).resolve().parents[2]
 
 #: Of 10 blocks a sparse step attends to 3; with 0.3 rounded to a float32 it would attend to 4.
-SPARSE = SparseAttentionConfig(keep_ratio=0.3, min_blocks=2)
+SPARSE = SparseAttentionConfig(keep_ratio=0.3, min_blocks=2, dense_below=0)
 TOKENS = torch.randint(0, 256, (190,), generator=torch.Generator().manual_seed(3)).tolist()
 
 

@@ -39,7 +39,7 @@ from tests.builder import tensorrt_stand_in
 from trt_resa.rtx import LOG, VERSION, check_engine_file
 from trt_resa.rtx import trt as rtx
 
-SPARSE = SparseAttentionConfig(keep_ratio=0.3, min_blocks=4, sink_blocks=2)
+SPARSE = SparseAttentionConfig(keep_ratio=0.3, min_blocks=4, sink_blocks=2, dense_below=0)
 Weights = dict[str, torch.Tensor]
 
 

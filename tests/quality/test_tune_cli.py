@@ -143,3 +143,17 @@ def test_bad_input_is_one_message_and_exit_code_2(
     assert last.startswith("trt-resa: error: ")
     assert "Traceback" not in err
     assert not output.exists()
+
+
+def test_a_dense_below_that_leaves_nothing_to_tune_is_lowered(
+    tiny_engine: Path, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As an engine's default can be, where the prompts are shorter."""
+    config, output = tmp_path / "base.yaml", tmp_path / "tuned.yaml"
+    config.write_text(yaml.safe_dump({"sparse_attention_config": {"dense_below": 8192}}))
+    code, _, err = run(
+        capsys, "--engine_dir", tiny_engine, *FLAGS, "--prompts", prompts, "--max_tokens", NEW,
+        "--agreement", 0.01, "--config", config, "--max_trials", 1, "--output", output,
+    )  # fmt: skip
+    assert code == 0, err
+    assert yaml.safe_load(output.read_text())["sparse_attention_config"]["dense_below"] == 0

@@ -18,7 +18,7 @@ from trt_resa.engine_dir import EngineDirectory
 from trt_resa.runtime.executors.base import Executor, Limits
 from trt_resa.runtime.executors.engine_loading import Linears
 
-SPARSE = SparseAttentionConfig(min_blocks=4, rectify_interval=8, keep_ratio=0.25)
+SPARSE = SparseAttentionConfig(min_blocks=4, rectify_interval=8, keep_ratio=0.25, dense_below=0)
 MAX_SEQ_LEN = 1024
 #: Relative error of logits; bfloat16 keeps 8 bits of a number.
 ERROR_BOUND = {torch.float16: 1e-2, torch.bfloat16: 6e-2}

@@ -20,7 +20,7 @@ from trt_resa.runtime.session import Session
 from trt_resa.sampling_params import SamplingParams
 
 LIMITS = Limits(8, 160, 160, 512, 8)
-SPARSE = SparseAttentionConfig(keep_ratio=0.3, min_blocks=1, rectify_interval=8)
+SPARSE = SparseAttentionConfig(keep_ratio=0.3, min_blocks=1, rectify_interval=8, dense_below=0)
 MODES = ("fused", "separate", "verify", "none", "dense")
 PROMPT = [3 * i % VOCAB for i in range(40)]
 

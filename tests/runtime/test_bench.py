@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from trt_resa.runtime.bench_results import LoopTimes, Parts, PointResult
 from trt_resa.runtime.executors.engine_loading import Linears, choose_linears
 from trt_resa.shapes import SHAPES, shape
 
-SPARSE = SparseAttentionConfig(rectify_interval=8)
+SPARSE = SparseAttentionConfig(rectify_interval=8, dense_below=0)
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
@@ -132,6 +133,17 @@ def test_a_fused_loop_is_windows_of_one_more_token_each_step(together: int) -> N
     assert at == 512
 
 
+def test_no_windows_where_sparse_steps_attend_to_everything() -> None:
+    sparse = SparseAttentionConfig(rectify_interval=8, dense_below=512)
+    steps = Steps(Point(3, 512), np.arange(200, dtype=np.int32), sparse)
+    loops = steps.loops()
+    assert set(loops) == {"dense", "fused"}
+    forwards = list(loops["fused"])
+    assert {(kind, step.phase) for kind, step in forwards} == {("sparse step", Phase.SPARSE)}
+    at = [step.kv_lens.tolist() for _, step in forwards]
+    assert at == [[length] * 3 for length in range(512 - (WINDOWS + 1) * 8 + 1, 513)]
+
+
 def test_a_dense_loop_ends_at_the_context() -> None:
     steps = list(Steps(Point(2, 512), np.arange(64, dtype=np.int32), SPARSE).dense())
     assert len(steps) == DENSE_TOKENS
@@ -211,7 +223,12 @@ def test_json_table_and_plot(tmp_path: Path) -> None:
     assert content["results"][0]["tokens_per_second"]["fused"] == 200.0
     bench_report.write_plot(tmp_path / "a.png", "title", results())
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
-    assert bench_report.table(results(), "t").row_count == 2
+    loops = {name: LoopTimes.of([(name, 2.0)] * 8) for name in ("dense", "sparse step")}
+    short = dataclasses.replace(
+        results()[0], loops={"dense": loops["dense"], "fused": loops["sparse step"]}
+    )
+    table = bench_report.table([*results(), short], "t")
+    assert list(table.columns[7].cells) == ["12.00", "12.00", "-"]
 
 
 @pytest.mark.gpu

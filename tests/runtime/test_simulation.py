@@ -25,7 +25,7 @@ from trt_resa.runtime.session import Session
 from trt_resa.sampling_params import SamplingParams
 
 BLOCK, LONGEST = 16, 160
-OWN = SparseAttentionConfig(keep_ratio=0.3, min_blocks=1, rectify_interval=8)
+OWN = SparseAttentionConfig(keep_ratio=0.3, min_blocks=1, rectify_interval=8, dense_below=0)
 MODES = ("fused", "separate", "verify", "none", "dense")
 
 

@@ -107,7 +107,7 @@ def test_sampling_is_distributed_as_dense_over_many_windows(adaptive: bool) -> N
     dense = torch.randn(vocab, vocab, generator=generator)
     sparse = dense + 0.7 * torch.randn(vocab, vocab, generator=generator)
     config = SparseAttentionConfig(
-        rectify_mode="verify", rectify_interval=8, adaptive_window=adaptive
+        rectify_mode="verify", rectify_interval=8, adaptive_window=adaptive, dense_below=0
     )
     limits = Limits(32, 64, 64, 256, 32)
     session = Session(
