@@ -96,6 +96,7 @@ class LLM:
             kv_cache,
             given_config(SchedulerConfig, scheduler_config, "scheduler_config"),
         )
+        self._reuses = kv_cache.enable_block_reuse
         self._loop = EngineLoop(self._session)
         self._ids = itertools.count()
 
@@ -227,6 +228,11 @@ class LLM:
             )
             for index in range(params.n)
         ]
+        whole = len(ids) // self.sparse_attention_config.block_size
+        if self._reuses and whole:
+            # Here, and not by the engine's thread, which everyone waits for.
+            for sequence in sequences:
+                sequence.block_key(whole - 1)
         return RequestHandle(request_id, text, ids, sequences, streaming, self._loop.cancel)
 
     def _token_ids(self, prompt: Prompt) -> list[int]:

@@ -20,12 +20,18 @@ class BlockKeys:
         self._keys: list[bytes] = []
 
     def key(self, index: int, tokens: Sequence[int]) -> bytes:
-        """Key of block ``index``; ``tokens`` reach to its end and are the same at every call."""
-        while len(self._keys) <= index:
-            start = len(self._keys) * self._block_size
-            block = tokens[start : start + self._block_size]
-            before = self._keys[-1] if self._keys else b""
-            self._keys.append(sha256(before + array("I", block).tobytes()).digest())
+        """Key of block ``index``; ``tokens`` reach to its end and are the same at every call.
+
+        All keys up to it are made with it.
+        """
+        made = len(self._keys) * self._block_size
+        packed = array("I", tokens[made : (index + 1) * self._block_size])
+        width = packed.itemsize * self._block_size
+        content = packed.tobytes()
+        before = self._keys[-1] if self._keys else b""
+        for place in range(0, len(content), width):
+            before = sha256(before + content[place : place + width]).digest()
+            self._keys.append(before)
         return self._keys[index]
 
 
