@@ -55,9 +55,9 @@ __device__ inline int64_t find_pool_block(const Params& p, const TouchedBlock& b
 // cos and sin of a chunk of rows. A lane reads those of its 8 frequencies as four float4 (cos 0-3,
 // cos 4-7, sin 0-3, sin 4-7); groups of 8 frequencies are innermost, so that neighbouring lanes
 // read neighbouring float4 and no bank is hit twice.
-template <int kHeadDim, int kRows = Layout<kHeadDim>::kChunkRows>
+template <int kHeadDim>
 struct RopeTable {
-  float4 data[kRows * 4 * (kHeadDim / 2 / kVecSize)];
+  float4 data[Layout<kHeadDim>::kChunkRows * 4 * (kHeadDim / 2 / kVecSize)];
 
   __device__ void fill(const Params& p, int first_row, int rows) {
     const int frequencies = p.rotary_dim / 2;
@@ -126,10 +126,10 @@ __device__ void rms_norm(const Vec<T>& weight, float eps, float (&x)[kVecSize]) 
 
 // A row of one head as it is kept: normed where there is a weight, rotated where `rotates`, rounded
 // once. All lanes of the warp call it, each with its 8 elements.
-template <typename T, int kHeadDim, int kRows>
+template <typename T, int kHeadDim>
 __device__ Vec<T> finish_row(const Params& p, const Vec<T>& raw, bool norms,
                              const Vec<T>& norm_weight, bool rotates,
-                             const RopeTable<kHeadDim, kRows>& table, int row_in_table) {
+                             const RopeTable<kHeadDim>& table, int row_in_table) {
   float x[kVecSize];
   raw.to_floats(x);
   if (norms) rms_norm<T, kHeadDim>(norm_weight, p.norm_eps, x);
@@ -152,11 +152,10 @@ struct Extrema {
 };
 
 // One head of one touched block by one warp. All warps of the thread block call it for the same
-// block, those beyond the last head too: they share the table, which has room for the block's rows or
-// a chunk of them.
-template <typename T, int kHeadDim, int kRows>
+// block, those beyond the last head too: they share the table.
+template <typename T, int kHeadDim>
 __device__ void append_head(const Params& p, const TouchedBlock& block, int head,
-                            RopeTable<kHeadDim, kRows>& table) {
+                            RopeTable<kHeadDim>& table) {
   using L = Layout<kHeadDim>;
   const int64_t pool_block = find_pool_block(p, block);
   const int heads = p.q_heads + 2 * p.kv_heads;

@@ -17,9 +17,8 @@ enum Role : int { kAppend = 1, kSelect = 2, kAttend = 4 };
 constexpr int kMaxBatch = 256;
 constexpr int kMaxGroup = 16;
 constexpr int kMaxBlocks = 65536;  // per sequence, where blocks are selected
-constexpr int kBins = 2048;        // of the histogram of keys (sparse_topk.cuh)
+constexpr int kBins = 1024;        // of the histogram of keys (sparse_topk.cuh)
 constexpr int kMaxParts = 256;     // into which all rows together are split, beyond one each
-constexpr int kShared = 64;        // ranks that a part tells the others of its row
 
 // What lasts from call to call. It starts as zeros and each launch leaves it as zeros, so a
 // captured graph replays without a memset. A row is one KV head of one sequence; rows = batch_size
@@ -27,7 +26,6 @@ constexpr int kShared = 64;        // ranks that a part tells the others of its 
 struct Counters {
   int32_t* ticket;  // the next work item
   int32_t* rows;    // [rows, row_words] of RowCounters
-  uint64_t* ranks;  // [rows + kMaxParts, kShared] by part, see sparse_tiles.cuh
 };
 
 // The words of one row. Those of neighbouring rows lie in different lines of 128 bytes.
@@ -51,7 +49,7 @@ struct Args {
   const int32_t* kv_lens;
   const int32_t* block_table;
   const int32_t* given_counts;  // of a selection that is given; null where blocks are selected
-  int32_t* selection;  // [rows, max_selected]; null in a step, which keeps it to itself
+  int32_t* selection;
   int32_t* counts;  // to be written, or null
 
   Counters counters;
@@ -78,10 +76,6 @@ struct Args {
   double keep_ratio;
 };
 
-TRT_RESA_HOST_DEVICE inline const uint32_t* row_keys(const Args& args, int row) {
-  return args.keys + static_cast<int64_t>(row) * args.key_pitch;
-}
-
 struct Sizes {
   size_t workspace;
   size_t counters;
@@ -89,6 +83,7 @@ struct Sizes {
 
 // The one place that knows the order and sizes of the two buffers: points `args`, whose roles and
 // extents stand, into them, sets what follows from the extents, and returns how large they must be.
+// The selection lies in the workspace where the step keeps it to itself: where all roles are set.
 Sizes carve(Args& args, void* workspace, void* counters);
 
 // What the roles of `args` cannot serve; the caller has checked pointers that `args` does not hold.

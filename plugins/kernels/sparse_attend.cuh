@@ -1,8 +1,8 @@
 // Attention of one group of query heads over a part of a row's selection.
 //
-// A part's tiles of 16 keys are dealt out to the warps. Each warp streams its tiles through a ring of
-// its own in shared memory (a unit is the K or the V of a tile) and keeps its own softmax state, so
-// warps meet only at the end. Products are taken transposed, with keys and then head_dim as the
+// A part is dealt out to the warps in tiles of 16 keys. Each warp streams its tiles through a ring
+// of its own in shared memory (a unit is the K or the V of a tile) and keeps its own softmax state,
+// so warps meet only at the end. Products are taken transposed, with keys and then head_dim as the
 // 16 rows of a tensor core tile and 8 query heads as its columns: a group of up to 8 pads nothing
 // but columns. Keys of the last block beyond kv_len are zeros in shared memory, never read, and
 // masked: what lies there may be NaN.
@@ -12,8 +12,6 @@
 #include "pool.cuh"
 #include "sparse_args.h"
 #include "sparse_plan.cuh"
-#include "sparse_queries.cuh"
-#include "sparse_tiles.cuh"
 #include "vec.h"
 
 namespace trt_resa {
@@ -31,10 +29,11 @@ struct AttendShape {
   static constexpr int kFitting = kRingBudget / kWarps / kUnitBytes;
   static constexpr int kUnits = kFitting > 6 ? 6 : kFitting;
   static constexpr int kRingBytes = kUnits * kUnitBytes;
-  static_assert(kUnits >= 2);
+  static_assert(kUnits >= 2 && kUnits <= 6);  // ring_valid serves up to four tiles
   static constexpr int kHeads = 8 * kHeadTiles;
   // Fragments of the queries stay in registers, but where they and the accumulators would not fit.
   static constexpr bool kQueryInShared = kHeadTiles * kHeadDim == 512;
+  static constexpr int kQueryBytes = kQueryInShared ? kHeads * kHeadDim * 2 : 16;
   static constexpr int kMergeStride = kHeadDim + 4;  // floats; spreads heads over the banks
   static constexpr int kSharedBytes =
       kWarps * (kRingBytes > kHeads * kMergeStride * 4 ? kRingBytes : kHeads * kMergeStride * 4);
@@ -49,54 +48,57 @@ __device__ __forceinline__ uint32_t unit_offset(int row, int chunk) {
   return static_cast<uint32_t>((row * kChunks + place) * 16);
 }
 
-// The tiles of one warp and their way into its ring.
-template <typename T, typename Shape, typename Choice>
+// The tiles of one warp, looked up 32 at a time, and their way into the ring.
+template <typename T, typename Shape>
 struct TileStream {
   const Args& a;
-  int kv_head;
+  const RowItem& item;
+  const int32_t* selection;  // of the part, from its first block on; null: all blocks in order
+  const int32_t* table;      // of the sequence
   int kv_len;
-  const Choice& choice;  // for all warps; this one's are those from its own number on, kWarps apart
+  int first_block;  // of the part, counted in the row's selection
+  int first;        // tile of the row
+  int tiles;        // of this warp: first, first + kWarps, ...
   uint32_t ring;
-  int tiles = 0;  // of this warp
+  int* ring_valid;  // [4] of the tiles in the ring: tile % 4
   int next_unit = 0;
   int next_slot = 0;
-  int64_t offset = 0;  // of the next unit's tile, in elements, and its keys that may be seen
-  int rows = 0;
+  int64_t source = -1;  // lane l: element offset of the K of tile 32 * i + l, or -1: read nothing
+  int valid = 0;        // and its keys that may be seen
 
-  __device__ void set_count(int count) {
-    const int warp = threadIdx.x / 32;
-    tiles = div_up(max(count - warp, 0), Shape::kWarps);
-  }
-
-  __device__ bool has_next() const { return next_unit < 2 * tiles; }
-
-  __device__ Tile tile(int i) const {
-    return choice.tile(static_cast<int>(threadIdx.x) / 32 + i * Shape::kWarps);
-  }
-
-  __device__ int valid(const Tile& tile) const {
-    return tile.pool_block < 0 ? 0 : max(min(kv_len - tile.place * kTileKeys, kTileKeys), 0);
+  __device__ void look_up(int tile) {
+    const int tiles_per_block = a.block_size / kTileKeys;
+    source = -1;
+    valid = 0;
+    if (tile >= tiles) return;
+    const int place = first + tile * Shape::kWarps;
+    const int index = place >> (a.block_shift - kTileShift);
+    const int block = selection == nullptr ? index : selection[index - first_block];
+    if (block < 0 || block >= a.max_blocks_per_seq) return;
+    const int pool_block = table[block];
+    if (pool_block < 0 || pool_block >= a.num_blocks) return;
+    const int slot = (place & (tiles_per_block - 1)) * kTileKeys;
+    source =
+        ((static_cast<int64_t>(pool_block) * 2 * a.kv_heads + item.kv_head) * a.block_size + slot) *
+        Shape::kHeadDim;
+    valid = max(min(kv_len - block * a.block_size - slot, kTileKeys), 0);
   }
 
   // Starts the copy of the next unit, K and V in turn; an empty group behind the last one, so that
   // the number of groups in flight is constant.
   __device__ void start_next() {
-    if (has_next()) {
+    const int tile = next_unit / 2;
+    if (tile < tiles) {
       const int lane = threadIdx.x % 32;
       const bool is_value = next_unit % 2 != 0;
-      if (!is_value) {
-        const Tile next = tile(next_unit / 2);
-        rows = valid(next);
-        const int slot = next.place * kTileKeys & (a.block_size - 1);
-        offset = ((static_cast<int64_t>(max(next.pool_block, 0)) * 2 * a.kv_heads + kv_head) *
-                      a.block_size +
-                  slot) *
-                 Shape::kHeadDim;
-      }
+      if (!is_value && tile % 32 == 0) look_up(tile + lane);
+      const int64_t offset = __shfl_sync(0xffffffffu, source, tile % 32);
+      const int rows = offset < 0 ? 0 : __shfl_sync(0xffffffffu, valid, tile % 32);
       const T* from =
-          pool<const T>(a.kv, a.append.indirect) + offset +
+          pool<const T>(a.kv, a.append.indirect) + max(offset, int64_t{0}) +
           (is_value ? static_cast<int64_t>(a.kv_heads) * a.block_size * Shape::kHeadDim : 0);
       const uint32_t to = ring + next_slot * Shape::kUnitBytes;
+      if (!is_value && lane == 0) ring_valid[tile % 4] = rows;
 #pragma unroll
       for (int i = 0; i < kTileKeys * Shape::kChunks / 32; ++i) {
         const int at = i * 32 + lane;
@@ -128,7 +130,7 @@ struct WarpAttention {
 #pragma unroll
     for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
       const int head = tile * 8 + lane / 4;
-      const T* row = q + head * kQueryStride<Shape::kHeadDim> + lane % 4 * 2;
+      const T* row = q + head * Shape::kHeadDim + lane % 4 * 2;
 #pragma unroll
       for (int step = 0; step < kQuerySteps; ++step) {
 #pragma unroll
@@ -142,8 +144,7 @@ struct WarpAttention {
 
   // Scores of a tile's keys, of which the first `valid` count, times `scale`; then the new maxima
   // and the weights of the keys, as the right-hand operand of the product with V.
-  // `queries` are those in shared memory, where load_query did not load them; heads beyond the group
-  // may be anything, since nothing of them is kept.
+  // `queries` is where load_query did not put them.
   __device__ void weigh_keys(uint32_t keys, uint32_t queries, int valid, float scale,
                              uint32_t (&weights)[Shape::kHeadTiles][2]) {
     const int lane = threadIdx.x % 32;
@@ -154,8 +155,8 @@ struct WarpAttention {
       load_matrices(keys + unit_offset<Shape::kChunks>(lane % 16, step * 2 + lane / 16), matrix);
       if constexpr (Shape::kQueryInShared) {
         uint32_t pieces[4];  // two tiles of two halves
-        load_matrices(queries + (lane % 8 + lane / 16 * 8) * kQueryStride<Shape::kHeadDim> * 2 +
-                          (step * 2 + lane / 8 % 2) * 16,
+        load_matrices(queries + unit_offset<Shape::kChunks>(lane % 8 + lane / 16 * 8,
+                                                            step * 2 + lane / 8 % 2),
                       pieces);
         multiply_add<T>(scores[0], matrix, pieces[0], pieces[1]);
         multiply_add<T>(scores[1], matrix, pieces[2], pieces[3]);
@@ -250,6 +251,8 @@ template <typename Shape>
 struct AttendShared {
   alignas(128) char bytes[Shape::kSharedBytes];  // the warps' rings; then their accumulators
   SoftmaxState states[Shape::kWarps][Shape::kHeads];
+  int valid[Shape::kWarps][4];
+  alignas(16) char query[Shape::kQueryBytes];
 };
 
 template <typename T>
@@ -260,75 +263,93 @@ __device__ __forceinline__ void store_four(T* target, const float (&x)[4], float
       make_uint2(reinterpret_cast<const uint32_t&>(low), reinterpret_cast<const uint32_t&>(high));
 }
 
-// The item's tiles: to `out` where it is the row's only one, else to slot `index` of the partials.
-// `queries` are the group's, in shared memory.
-template <typename T, typename Shape, typename Choice>
+// One part of a row: to `out` where it is the only one, else to slot `index` of the partials.
+// `selection` is the part's, see TileStream; `queries` the group's, in shared memory.
+template <typename T, typename Shape>
 __device__ void attend(const Args& a, const Plan& plan, const RowItem& item, int index,
-                       Choice& choice, const T* queries, AttendShared<Shape>& shared) {
+                       const int32_t* selection, const T* queries, AttendShared<Shape>& shared) {
   constexpr int kHeadDim = Shape::kHeadDim;
   const int warp = threadIdx.x / 32;
   const int group = a.q_heads / a.kv_heads;
+  const Part part = part_of(a, plan, item);
+  const int first = part.first_tile + warp;
   const int64_t first_head =
       static_cast<int64_t>(plan.query_row[item.seq]) * a.q_heads + item.kv_head * group;
 
-  TileStream<T, Shape, Choice> stream{a, item.kv_head, plan.kv_len[item.seq], choice,
-                                      shared_address(shared.bytes) + warp * Shape::kRingBytes};
+  TileStream<T, Shape> stream{
+      a,
+      item,
+      selection,
+      a.block_table + static_cast<int64_t>(item.seq) * a.max_blocks_per_seq,
+      plan.kv_len[item.seq],
+      part.first_block,
+      first,
+      div_up(max(part.end_tile - first, 0), Shape::kWarps),
+      shared_address(shared.bytes) + warp * Shape::kRingBytes,
+      shared.valid[warp],
+  };
+#pragma unroll 1
+  for (int i = 0; i < Shape::kUnits; ++i) stream.start_next();
+
   {
     WarpAttention<T, Shape> attention;
-    if constexpr (!Shape::kQueryInShared) attention.load_query(queries, group);
-    uint32_t weights[Shape::kHeadTiles][2];
+    if constexpr (Shape::kQueryInShared) {
 #pragma unroll 1
-    for (int stage = 0;; ++stage) {
-      stream.set_count(choice.fill(stage));
-      if (stage != 1) stream.next_unit = stream.next_slot = 0;
-#pragma unroll 1
-      while (stream.next_unit < Shape::kUnits && (stage > 0 || stream.has_next())) {
-        stream.start_next();
+      for (int at = threadIdx.x; at < Shape::kHeads * Shape::kChunks; at += blockDim.x) {
+        const int head = at / Shape::kChunks;
+        const Vec<T> vec = head < group ? Vec<T>::load(queries + at * kVecSize) : Vec<T>();
+        vec.store(reinterpret_cast<T*>(shared.query +
+                                       unit_offset<Shape::kChunks>(head, at % Shape::kChunks)));
       }
-      if (stage == 0) continue;
-      int slot = 0;
-#pragma unroll 1
-      for (int unit = 0; unit < 2 * stream.tiles; ++unit) {
-        const uint32_t bytes = stream.ring + slot * Shape::kUnitBytes;
-        cp_async_wait<Shape::kUnits - 1>();
-        __syncwarp();
-        if (unit % 2 == 0) {
-          attention.weigh_keys(bytes, shared_address(queries),
-                               stream.valid(stream.tile(unit / 2)), a.score_scale, weights);
-        } else {
-          attention.add_values(bytes, weights);
-        }
-        __syncwarp();  // all lanes have read it
-        stream.start_next();
-        slot = slot + 1 == Shape::kUnits ? 0 : slot + 1;
-      }
-      cp_async_wait<0>();
-      __syncthreads();  // the list and the rings are free
-      if (choice.ends()) break;
+      __syncthreads();
+    } else {
+      attention.load_query(queries, group);
     }
-    attention.finish(
-        group, shared.states[warp],
-        reinterpret_cast<float*>(shared.bytes) + warp * Shape::kHeads * Shape::kMergeStride);
+    uint32_t weights[Shape::kHeadTiles][2];
+    int slot = 0;
+#pragma unroll 1
+    for (int unit = 0; unit < 2 * stream.tiles; ++unit) {
+      const uint32_t bytes = stream.ring + slot * Shape::kUnitBytes;
+      cp_async_wait<Shape::kUnits - 1>();
+      __syncwarp();
+      if (unit % 2 == 0) {
+        attention.weigh_keys(bytes, shared_address(shared.query), stream.ring_valid[unit / 2 % 4],
+                             a.score_scale, weights);
+      } else {
+        attention.add_values(bytes, weights);
+      }
+      __syncwarp();  // all lanes have read it
+      stream.start_next();
+      slot = slot + 1 == Shape::kUnits ? 0 : slot + 1;
+    }
+    cp_async_wait<0>();
+    __syncthreads();  // the rings are free
+    if (stream.tiles > 0) {
+      attention.finish(
+          group, shared.states[warp],
+          reinterpret_cast<float*>(shared.bytes) + warp * Shape::kHeads * Shape::kMergeStride);
+    }
   }
   __syncthreads();
 
+  const int warps = min(part.end_tile - part.first_tile, Shape::kWarps);  // that had tiles
   const float* accumulators = reinterpret_cast<const float*>(shared.bytes);
 #pragma unroll 1
   for (int at = threadIdx.x; at < group * (kHeadDim / 4); at += blockDim.x) {
     const int head = at / (kHeadDim / 4);
     const int column = at % (kHeadDim / 4) * 4;
     SoftmaxState state;
-#pragma unroll
-    for (int i = 0; i < Shape::kWarps; ++i) state.max = fmaxf(state.max, shared.states[i][head].max);
+#pragma unroll 4
+    for (int i = 0; i < warps; ++i) state.max = fmaxf(state.max, shared.states[i][head].max);
     float sum[4] = {};
 #pragma unroll 4
-    for (int i = 0; i < Shape::kWarps; ++i) {
+    for (int i = 0; i < warps; ++i) {
       const float4 other = *reinterpret_cast<const float4*>(
           accumulators + (i * Shape::kHeads + head) * Shape::kMergeStride + column);
       const float others[4] = {other.x, other.y, other.z, other.w};
-      const SoftmaxState& part = shared.states[i][head];
-      const float scale = softmax_rescale(part.max, state.max);
-      state.sum += part.sum * scale;
+      const SoftmaxState& part_of_warp = shared.states[i][head];
+      const float scale = softmax_rescale(part_of_warp.max, state.max);
+      state.sum += part_of_warp.sum * scale;
 #pragma unroll
       for (int j = 0; j < 4; ++j) sum[j] += others[j] * scale;
     }

@@ -15,113 +15,101 @@
 #include "sparse_queries.cuh"
 #include "sparse_scores.cuh"
 #include "sparse_sync.cuh"
-#include "sparse_tiles.cuh"
 #include "sparse_topk.cuh"
 
 namespace trt_resa {
 namespace sparse {
 
-// Kilobytes of shared memory that keep copies in flight, in the code for an architecture. One thread
-// block has a multiprocessor to itself, and this is about what it is given there beside the rest.
-TRT_RESA_HOST_DEVICE constexpr int ring_kilobytes(int compute_capability) {
-  if (compute_capability == 90 || compute_capability == 100) return 160;  // of 227
-  return compute_capability == 80 ? 112 : 64;                             // of 163, of 99
+// What the code for an architecture can count on. A multiprocessor of a wide one gives a thread
+// block more than 200 KB of shared memory, and one thread block has it to itself. Elsewhere it
+// makes do with 100 KB, and as many run as fit.
+TRT_RESA_HOST_DEVICE constexpr bool is_wide(int compute_capability) {
+  return compute_capability == 90 || compute_capability == 100;
 }
 
-template <typename T_, int kHeadDim_, int kHeadTiles, int kRingKilobytes_, bool kAttends_>
+template <typename T_, int kHeadDim_, int kHeadTiles, bool kWide>
 struct Config {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
-  static constexpr int kRingKilobytes = kRingKilobytes_;
-  static constexpr bool kAttends = kAttends_;
-  static constexpr bool kIsLarge = kRingKilobytes == 160;
-  static constexpr bool kIsSmall = kRingKilobytes == 64;
-  static constexpr int kWarps = !kIsLarge && kHeadDim == 256 ? 4 : 8;
+  static constexpr bool kIsWide = kWide;
+  static constexpr int kWarps = !kWide && kHeadDim == 256 ? 4 : 8;
   static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kListed = kIsSmall ? 256 : kIsLarge && kHeadDim <= 128 ? 2048 : 1024;
-  static constexpr int kRingBudget = kRingKilobytes * 1024;
+  static constexpr int kResident = !kWide && kHeadDim * kHeadTiles <= 128 ? 2 : 1;
+  static constexpr int kListed = kWide ? 2048 : 512;  // blocks listed in shared memory
+  static constexpr int kRingBudget = kWide ? 160 * 1024 : 64 * 1024;
   using Attend = AttendShape<kHeadDim, kHeadTiles, kWarps, kRingBudget>;
   using Score = ScoreShape<kHeadDim, kWarps, kRingBudget>;
 
   struct Shared {
     union {
       char summaries[Score::kStages * Score::kStageBytes];
+      TopK<kThreads, kRingBudget / 20 * 4> topk;
       AttendShared<Attend> attend;
       MergeShared<kRingBudget> merge;
     };
-    append::RopeTable<kHeadDim, 1> rope;
-    alignas(16) char queries[8 * kHeadTiles * kQueryStride<kHeadDim> * sizeof(T)];
+    append::RopeTable<kHeadDim> rope;
+    alignas(16) char queries[8 * kHeadTiles * kHeadDim * sizeof(T)];
     uint32_t bins[kBins];
-    TileList<kThreads, kListed> list;
+    int32_t list[kListed];
 
     __device__ T* staged() { return reinterpret_cast<T*>(queries); }
   };
   // With the plan and a few words it fits what a thread block is given.
-  static_assert(sizeof(Shared) + sizeof(Plan) + 64 <=
-                (kIsSmall ? 99 : kIsLarge ? 227 : 163) * 1024);
+  static_assert(sizeof(Shared) + sizeof(Plan) + 64 <= (kWide ? 227 : 99) * 1024);
 };
 
 __device__ __forceinline__ int32_t* row_counters(const Args& a, int row) {
   return a.counters.rows + static_cast<int64_t>(row) * row_words(a.roles);
 }
 
+// The part's selection, from its first block on; null: all blocks in order.
 template <typename C>
-__device__ void clear_row(const Args& a, int32_t* counters) {
-#pragma unroll 1
-  for (int i = threadIdx.x; i < row_words(a.roles); i += C::kThreads) counters[i] = 0;
-}
-
-// Writes a row's selection.
-template <typename C>
-__device__ void do_select(const Args& a, const Plan& plan, const RowItem& item, int32_t* counters,
-                          typename C::Shared& shared) {
+__device__ const int32_t* choose(const Args& a, const Plan& plan, const RowItem& item,
+                                 const Part& part, int32_t* counters, typename C::Shared& shared) {
   const int row = item.row(a);
   const int blocks = blocks_of(a, plan.kv_len[item.seq]);
   const int wanted = plan.selected[item.seq];
-  int32_t* selection = a.selection + static_cast<int64_t>(row) * a.max_selected;
+  const bool attends = (a.roles & kAttend) != 0;
+  int32_t* selection = a.selection + static_cast<int64_t>(row) * a.max_selected + part.first_block;
+  if ((a.roles & kSelect) == 0) return selection;
   if (wanted == blocks) {
+    if (attends) return nullptr;
 #pragma unroll 1
     for (int i = threadIdx.x; i < blocks; i += C::kThreads) selection[i] = i;
-    return;
+    return selection;
   }
+  if (attends && part.end_block - part.first_block <= C::kListed) selection = shared.list;
   wait(counters + kScoredWord, scored_items(a, plan, item.seq));
-  auto& topk = shared.list.topk;
-  const Interval interval =
-      topk.start(counters + kHistogramWord, wanted, shared.bins, [] {});
-  const uint64_t least = topk.least(row_keys(a, row), blocks, interval, shared.bins);
-  topk.write(row_keys(a, row), blocks, least, selection);
-  clear_row<C>(a, counters);
+  shared.topk.select(a.keys + static_cast<int64_t>(row) * a.key_pitch, counters + kHistogramWord,
+                     blocks, wanted, part.first_block, part.end_block, selection, shared.bins);
+  __syncthreads();
+  return selection;
 }
 
-// Attends to a part of a row, whose queries are staged; whoever is last merges the parts and clears
-// the counters.
+// Attends to a part of a row's selection, whose queries are staged; whoever is last merges the
+// parts and clears the counters.
 template <typename C>
 __device__ void do_attend(const Args& a, const Plan& plan, const RowItem& item, int index,
                           int32_t* counters, typename C::Shared& shared) {
   __shared__ int attended_before;
-  if (is_keyed(a, plan, item.seq)) {
-    wait(counters + kScoredWord, scored_items(a, plan, item.seq));
-  }
-  TileChoice<C::kThreads, C::kListed> choice(a, plan, item, counters, shared.list, shared.bins);
-  if ((a.roles & kAppend) != 0 && choice.owns((plan.kv_len[item.seq] - 1) / kTileKeys)) {
-    wait(counters + kAppendedWord, 1);  // for the new token
-  }
-  attend<typename C::T>(a, plan, item, index, choice, shared.staged(), shared.attend);
-  const auto clear = [&] {
-    clear_row<C>(a, counters);
-    if (!choice.is_keyed()) return;
-    auto* ranks = reinterpret_cast<uint4*>(a.counters.ranks + item.first * kShared);
-#pragma unroll 1
-    for (int i = threadIdx.x; i < item.pieces * (kShared / 2); i += C::kThreads) {
-      ranks[i] = make_uint4(0, 0, 0, 0);
+  const Part part = part_of(a, plan, item);
+  const int32_t* selection = choose<C>(a, plan, item, part, counters, shared);
+  if ((a.roles & kAttend) != 0) {
+    // The new token is in the last block, of which two parts may have a piece.
+    if ((a.roles & kAppend) != 0 && part.end_block == plan.selected[item.seq]) {
+      wait(counters + kAppendedWord, 1);
     }
+    attend<typename C::T>(a, plan, item, index, selection, shared.staged(), shared.attend);
+  }
+  const auto clear = [&] {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < row_words(a.roles); i += C::kThreads) counters[i] = 0;
   };
   if (item.pieces == 1) {
     clear();
     return;
   }
-  const int before = arrive_counting(counters + kAttendedWord, attended_before);
-  if (before + 1 != item.pieces) return;
+  if (arrive_counting(counters + kAttendedWord, attended_before) + 1 != item.pieces) return;
   const int64_t first_head = static_cast<int64_t>(plan.query_row[item.seq]) * a.q_heads +
                              item.kv_head * (a.q_heads / a.kv_heads);
   merge_parts<typename C::T, C::kHeadDim, C::kThreads>(a, first_head, item.first, item.pieces,
@@ -152,16 +140,12 @@ __device__ int32_t* do_item(const Args& a, const Plan& plan, int index, typename
 #pragma unroll 1
     for (int i = threadIdx.x; i < kBins; i += C::kThreads) shared.bins[i] = 0;
   };
-  if (C::kAttends || scores) {
+  if (scores || (a.roles & kAttend) != 0) {
     stage_queries<T, C::kHeadDim, C::kWarps>(a, plan, item.seq, item.kv_head, shared.rope,
                                              shared.staged(), held, start_scoring);
   }
   if (!scores) {
-    if constexpr (C::kAttends) {
-      do_attend<C>(a, plan, item, index, counters, shared);
-    } else {
-      do_select<C>(a, plan, item, counters, shared);
-    }
+    do_attend<C>(a, plan, item, index, counters, shared);
     return nullptr;
   }
   score.score(shared.staged(), shared.bins);
@@ -234,12 +218,12 @@ __device__ void run_items(const Args& a, typename C::Shared& shared) {
   }
 }
 
-// Compiled to nothing for the architectures that take another one.
+// Compiled to nothing for the architectures that take the other width.
 template <typename C>
-__global__ void __launch_bounds__(C::kThreads, 1)
+__global__ void __launch_bounds__(C::kThreads, C::kResident)
     sparse_kernel(const __grid_constant__ Args a) {
 #ifdef __CUDA_ARCH__
-  if constexpr (C::kRingKilobytes == ring_kilobytes(__CUDA_ARCH__ / 10)) {
+  if constexpr (C::kIsWide == is_wide(__CUDA_ARCH__ / 10)) {
     extern __shared__ __align__(128) char dynamic_shared[];
     run_items<C>(a, *reinterpret_cast<typename C::Shared*>(dynamic_shared));
   }

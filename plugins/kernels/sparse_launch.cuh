@@ -30,35 +30,23 @@ int32_t launch_kernel(const Args& args, void* stream) {
                 LaunchOptions{kSharedBytes, true});
 }
 
-// Follows the code that was loaded: that of a later architecture than any known one is made from the
-// newest there is.
-template <typename T, int kHeadDim, int kHeadTiles, bool kAttends>
-int32_t launch_for_memory(const Args& args, void* stream) {
-  using Large = Config<T, kHeadDim, kHeadTiles, 160, kAttends>;
-  using Medium = Config<T, kHeadDim, kHeadTiles, 112, kAttends>;
-  using Small = Config<T, kHeadDim, kHeadTiles, 64, kAttends>;
+// The width follows the code that was loaded: that of a later architecture than any known one is
+// made from the newest there is.
+template <typename T, int kHeadDim, int kHeadTiles>
+int32_t launch_for_width(const Args& args, void* stream) {
+  using Wide = Config<T, kHeadDim, kHeadTiles, true>;
+  using Narrow = Config<T, kHeadDim, kHeadTiles, false>;
   cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, sparse_kernel<Large>);
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, sparse_kernel<Wide>);
   if (error != cudaSuccess) return cuda_status(error);
-  switch (ring_kilobytes(attributes.ptxVersion)) {
-    case Large::kRingKilobytes:
-      return launch_kernel<Large>(args, stream);
-    case Medium::kRingKilobytes:
-      return launch_kernel<Medium>(args, stream);
-    default:
-      return launch_kernel<Small>(args, stream);
-  }
+  return is_wide(attributes.ptxVersion) ? launch_kernel<Wide>(args, stream)
+                                        : launch_kernel<Narrow>(args, stream);
 }
 
 template <typename T, int kHeadDim>
 int32_t launch_for_group(const Args& args, void* stream) {
-  const bool one_tile = args.q_heads / args.kv_heads <= 8;
-  if ((args.roles & kAttend) == 0) {
-    return one_tile ? launch_for_memory<T, kHeadDim, 1, false>(args, stream)
-                    : launch_for_memory<T, kHeadDim, 2, false>(args, stream);
-  }
-  return one_tile ? launch_for_memory<T, kHeadDim, 1, true>(args, stream)
-                  : launch_for_memory<T, kHeadDim, 2, true>(args, stream);
+  return args.q_heads / args.kv_heads <= 8 ? launch_for_width<T, kHeadDim, 1>(args, stream)
+                                           : launch_for_width<T, kHeadDim, 2>(args, stream);
 }
 
 template <int kHeadDim>

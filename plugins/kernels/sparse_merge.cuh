@@ -58,9 +58,9 @@ __device__ void merge_parts(const Args& a, int64_t first_head, int first, int pa
   auto* scales = reinterpret_cast<float*>(states + num_states);
   const int used = (num_states * static_cast<int>(sizeof(SoftmaxState) + 4) + 15) / 16 * 16;
   const auto* columns = reinterpret_cast<const float4*>(shared.bytes + used);  // [parts, at_once]
-  const int at_once = min(static_cast<int>(static_cast<unsigned>(kBytes - used) /
-                                           static_cast<unsigned>(parts * 16)),
-                          all_columns);
+  const int at_once = min(
+      static_cast<int>(static_cast<unsigned>(kBytes - used) / static_cast<unsigned>(parts * 16)),
+      all_columns);
   const float4* accumulators =
       reinterpret_cast<const float4*>(a.partials.accumulators) +
       static_cast<int64_t>(first) * all_columns;  // [parts, group, kHeadColumns]

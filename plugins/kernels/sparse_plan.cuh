@@ -180,40 +180,24 @@ __device__ inline int scored_items(const Args& a, const Plan& plan, int seq) {
   return (plan.score_end[seq] - begin) / a.kv_heads;
 }
 
-// Whether the blocks of a row are chosen by their keys.
-__device__ inline bool is_keyed(const Args& a, const Plan& plan, int seq) {
-  return (a.roles & kSelect) != 0 && plan.selected[seq] < blocks_of(a, plan.kv_len[seq]);
-}
-
-// The part of a row that an attend item covers: runs of tiles, of those of all blocks or of the
-// blocks that are given, every pieces-th run from the item's own number on. So parts get about
-// equal shares of what is chosen, wherever it lies. Runs make keys of neighbours come together.
+// What an attend item covers of its row's selection.
 struct Part {
-  int run_shift;
-  int first;  // run, and the distance to the next
-  int step;
-  int tiles;
-
-  __device__ int place_of(int i) const {
-    return (((i >> run_shift) * step + first) << run_shift) + (i & ((1 << run_shift) - 1));
-  }
-  __device__ bool owns(int place) const {
-    return static_cast<unsigned>(place >> run_shift) % static_cast<unsigned>(step) ==
-           static_cast<unsigned>(first);
-  }
+  int first_tile;
+  int end_tile;
+  int first_block;  // of which the first tile is one
+  int end_block;
 };
 
 __device__ inline Part part_of(const Args& a, const Plan& plan, const RowItem& item) {
-  const int blocks = (a.roles & kSelect) != 0 ? blocks_of(a, plan.kv_len[item.seq])
-                                              : plan.selected[item.seq];
-  const int tiles = blocks << (a.block_shift - kTileShift);
+  const int tiles_per_block = a.block_size / kTileKeys;
+  const int row_tiles = plan.selected[item.seq] * tiles_per_block;
   Part part;
-  part.run_shift = is_keyed(a, plan, item.seq) ? 3 : 0;
-  part.first = item.piece;
-  part.step = item.pieces;
-  const int runs = tiles >> part.run_shift;  // whole ones
-  part.tiles = div_up(runs - item.piece, item.pieces) << part.run_shift;
-  if (part.owns(tiles)) part.tiles += tiles & ((1 << part.run_shift) - 1);
+  const unsigned pieces = item.pieces;
+  part.first_tile = static_cast<int>(static_cast<unsigned>(item.piece * row_tiles) / pieces);
+  part.end_tile = static_cast<int>(static_cast<unsigned>((item.piece + 1) * row_tiles) / pieces);
+  const int shift = a.block_shift - kTileShift;
+  part.first_block = part.first_tile >> shift;
+  part.end_block = (part.end_tile + tiles_per_block - 1) >> shift;
   return part;
 }
 

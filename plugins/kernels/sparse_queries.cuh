@@ -17,16 +17,12 @@ struct Held {
   int rope_of = -1;  // sequence whose position the RoPE table is for
 };
 
-// Elements from one staged query to the next: eight rows of a matrix lie in different banks.
-template <int kHeadDim>
-constexpr int kQueryStride = kHeadDim + kVecSize;
-
-// The queries of one KV head's group to `staged` [group, kQueryStride] in shared memory, as
-// kv_append keeps them. `meanwhile` is called when the loads are under way: what it loads itself waits behind
+// The queries of one KV head's group to `staged` [group, kHeadDim] in shared memory, as kv_append
+// keeps them. `meanwhile` is called when the loads are under way: what it loads itself waits behind
 // them, not before. Called by all threads; ends with a barrier.
 template <typename T, int kHeadDim, int kWarps, typename Meanwhile>
 __device__ void stage_queries(const Args& a, const Plan& plan, int seq, int kv_head,
-                              append::RopeTable<kHeadDim, 1>& table, T* staged, Held& held,
+                              append::RopeTable<kHeadDim>& table, T* staged, Held& held,
                               Meanwhile&& meanwhile) {
   using L = append::Layout<kHeadDim>;
   const append::Params& p = a.append;
@@ -66,7 +62,7 @@ __device__ void stage_queries(const Args& a, const Plan& plan, int seq, int kv_h
     if (appends) {
       out = append::finish_row<T, kHeadDim>(p, out, norms, norm_weight, rotates, table, 0);
     }
-    if (has_vec) out.store(staged + head * kQueryStride<kHeadDim> + lane * kVecSize);
+    if (has_vec) out.store(staged + head * kHeadDim + lane * kVecSize);
   }
   __syncthreads();
 }
@@ -75,7 +71,7 @@ __device__ void stage_queries(const Args& a, const Plan& plan, int seq, int kv_h
 // queries to `q`. Called by all threads; a barrier must follow.
 template <typename T, int kHeadDim, int kWarps>
 __device__ void append_row(const Args& a, const Plan& plan, int seq, int kv_head,
-                           append::RopeTable<kHeadDim, 1>& table, Held& held) {
+                           append::RopeTable<kHeadDim>& table, Held& held) {
   held.rope_of = seq;
   const int kv_len = plan.kv_len[seq];
   const int group = a.q_heads / a.kv_heads;

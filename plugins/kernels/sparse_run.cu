@@ -60,14 +60,16 @@ Sizes carve(Args& args, void* workspace, void* counters) {
   Carver counted(counters);
   counted.take(args.counters.ticket, 1);
   counted.take(args.counters.rows, rows * row_words(args.roles));
-  const bool shares = selects && (args.roles & kAttend) != 0;
-  counted.take(args.counters.ranks, shares ? (rows + kMaxParts) * kShared : 0);
 
   Carver scratch(workspace);
   args.block_shift = args.block_size == 16 ? 4 : args.block_size == 32 ? 5 : 6;
   args.key_pitch = (args.max_blocks_per_seq + 3) / 4 * 4;
   scratch.take(args.keys, selects ? rows * args.key_pitch : 0);
   if ((args.roles & kAttend) != 0) {
+    if (selects) {
+      args.max_selected = static_cast<int32_t>(max_selection(args));
+      scratch.take(args.selection, rows * args.max_selected);
+    }
     const int64_t partial_rows = (rows + kMaxParts) * (args.q_heads / args.kv_heads);
     scratch.take(args.partials.states, partial_rows);
     scratch.take(args.partials.accumulators, partial_rows * args.head_dim);

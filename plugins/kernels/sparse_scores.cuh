@@ -11,7 +11,6 @@
 #include "pool.cuh"
 #include "sparse_args.h"
 #include "sparse_plan.cuh"
-#include "sparse_queries.cuh"
 #include "sparse_topk.cuh"
 #include "vec.h"
 
@@ -23,14 +22,14 @@ struct MeanQuery {
   float values[kVecSize];
   uint32_t take_max[kVecSize / 2];  // all ones in the halves whose element is not negative
 
-  // `q` are the group's queries in shared memory, `stride` apart.
+  // `q` are the group's queries in shared memory.
   template <typename T>
-  __device__ void set(const T* q, int group, int stride) {
+  __device__ void set(const T* q, int group, int head_dim) {
     float sum[kVecSize] = {};
 #pragma unroll 1
     for (int head = 0; head < group; ++head) {
       float x[kVecSize];
-      Vec<T>::load(q + head * stride).to_floats(x);
+      Vec<T>::load(q + head * head_dim).to_floats(x);
 #pragma unroll
       for (int i = 0; i < kVecSize; ++i) sum[i] += x[i];
     }
@@ -109,7 +108,7 @@ class ScoreItem {
   // Keys to the workspace and to the histogram `bins`. `queries` are the group's, in shared memory.
   __device__ void score(const T* queries, uint32_t (&bins)[kBins]) {
     MeanQuery mean;
-    mean.set(queries + column_, a_.q_heads / a_.kv_heads, kQueryStride<kHeadDim>);
+    mean.set(queries + column_, a_.q_heads / a_.kv_heads, kHeadDim);
 #pragma unroll 1
     for (int round = 0; round < rounds_; ++round) {
       cp_async_wait<Shape::kStages - 2>();

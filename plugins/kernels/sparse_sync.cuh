@@ -32,23 +32,6 @@ __device__ __forceinline__ void add_release(int32_t* address, int value) {
   asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
 }
 
-// Words that stand for themselves: no other memory is read on the strength of them.
-__device__ __forceinline__ void store_relaxed(uint64_t* address, uint64_t value) {
-  asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(address), "l"(value) : "memory");
-}
-
-__device__ __forceinline__ ulonglong2 load_relaxed(const uint64_t* address) {
-  ulonglong2 value;
-  asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
-               : "=l"(value.x), "=l"(value.y)
-               : "l"(address)
-               : "memory");
-  return value;
-}
-
-// How often a word is looked at that may never come, each time for about a microsecond.
-constexpr int kPatience = 30;
-
 // These are called by all threads of a thread block. What any of them wrote before it arrived is
 // visible to all threads of a block after its wait for that count, or after `arrive_counting` that
 // returned the last count.

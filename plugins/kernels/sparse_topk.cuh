@@ -1,21 +1,21 @@
-// Where the exact top-k of one row's scores ends, found by one thread block.
+// The exact top-k of one row's keys by one thread block, in ascending order of blocks.
 //
-// A key is a score as an unsigned integer of the same order, a rank a key with its block, so that no
-// two are equal: of equal keys the lower block comes first. An interval of ranks is known to hold
-// the k-th largest: what lies above it is taken, what lies below is not. It starts as the bin of the
-// row's histogram, which the scoring thread blocks have counted, and shrinks by a factor of kBins
-// with each histogram of what lies inside, until all of the inside is taken. The result is a
-// function of the keys alone.
+// A key is a score as an unsigned integer of the same order. An interval of keys is known to hold
+// the k-th largest: keys above it are in, keys below are out. It starts as the bin of the row's
+// histogram, which the scoring thread blocks have counted, and shrinks by a factor of kBins with
+// each histogram of what lies inside, until all of the inside is taken or only equal keys are left,
+// of which the first blocks are taken. The result is a function of the keys alone.
 #pragma once
 
+#include "mma.cuh"
 #include "sparse_args.h"
 #include "sparse_plan.cuh"
 
 namespace trt_resa {
 namespace sparse {
 
-constexpr uint32_t kForcedKey = 0xffffffffu;
-constexpr uint32_t kNanKey = 0xfffffffeu;  // NaN comes before every number, as in torch.sort
+constexpr uint32_t kForcedKey = 0xfffffffeu;  // one key is above it, see TopK::write
+constexpr uint32_t kNanKey = 0xfffffffdu;     // NaN comes before every number, as in torch.sort
 
 __device__ __forceinline__ uint32_t ordered_key(float score) {
   if (isnan(score)) return kNanKey;
@@ -23,20 +23,12 @@ __device__ __forceinline__ uint32_t ordered_key(float score) {
   return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
 }
 
-constexpr int kBlockBits = 16;
-constexpr uint64_t kLastRank = (uint64_t{0xffffffffu} << kBlockBits) | 0xffffu;
-static_assert(kMaxBlocks == 1 << kBlockBits);
-
-__device__ __forceinline__ uint64_t rank_of(uint32_t key, int block) {
-  return (uint64_t{key} << kBlockBits) | static_cast<uint32_t>(kMaxBlocks - 1 - block);
-}
-
-// Bins of the first histogram: 64 per power of two for 2 <= |score| < 2^17, the outermost and the
+// Bins of the first histogram: 64 per power of two for 2 <= |score| < 2^9, the outermost and the
 // innermost ones for the rest. Which scores share a bin changes the time only.
 constexpr int kBinShift = 17;
 constexpr int kHalfBins = kBins / 2;
 constexpr uint32_t kFirstBin = ((127u + 1u) << 23) >> kBinShift;
-static_assert(kHalfBins == 16 * 64);
+static_assert(kHalfBins == 8 * 64);
 
 __device__ __forceinline__ int bin_of(uint32_t key) {
   const bool positive = (key >> 31) != 0;
@@ -54,47 +46,96 @@ __device__ __forceinline__ int bin_slot(int bin) {
 }
 
 struct Interval {
-  uint64_t first;  // smallest and largest rank inside
-  uint64_t last;
-  int inside;  // ranks inside
+  uint32_t first;  // smallest and largest key inside
+  uint32_t last;
+  int inside;  // keys inside
   int wanted;  // of them to be taken, at least 1
 
-  __device__ bool contains(uint64_t rank) const { return rank - first <= last - first; }
-  // Bits by which a rank's distance from `first` is shifted to number it among kBins bins.
+  __device__ bool contains(uint32_t key) const { return key >= first && key <= last; }
+  __device__ bool is_final() const { return inside == wanted || first == last; }
+  // Bits by which a key's distance from `first` is shifted to number it among kBins bins.
   __device__ int shift() const {
-    constexpr int kBinBits = 11;
+    constexpr int kBinBits = 10;
     static_assert(kBins == 1 << kBinBits);
-    return max(64 - __clzll(static_cast<long long>(last - first)) - kBinBits, 0);
+    return max(32 - __clz(static_cast<int>(last - first)) - kBinBits, 0);
   }
 };
 
-__device__ inline void set_to_bin(Interval& interval, int bin) {
+__device__ inline Interval interval_of_bin(int bin) {
   const int step = bin >= kHalfBins ? bin - kHalfBins : kHalfBins - 1 - bin;
   // Magnitudes [begin, end] of this step.
   const uint32_t begin = step == 0 ? 0u : (kFirstBin + step) << kBinShift;
   const uint32_t end =
       step == kHalfBins - 1 ? 0x7fffffffu : ((kFirstBin + step + 1) << kBinShift) - 1;
-  const uint32_t first = bin >= kHalfBins ? begin | 0x80000000u : ~end & 0x7fffffffu;
-  const uint32_t last = bin >= kHalfBins ? end | 0x80000000u : ~begin & 0x7fffffffu;
-  interval.first = rank_of(first, kMaxBlocks - 1);
-  interval.last = rank_of(last, 0);
+  Interval interval;
+  interval.first = bin >= kHalfBins ? begin | 0x80000000u : ~end & 0x7fffffffu;
+  interval.last = bin >= kHalfBins ? end | 0x80000000u : ~begin & 0x7fffffffu;
+  return interval;
 }
 
-// Loops stay rolled: this runs once per item, and instructions are what it takes, also to be
-// fetched.
-template <int kThreads, int kListed>
+// Keys are taken in steps of 128, four per lane of a warp, and a warp reads those of kBatch steps
+// at once; the numbers of what is taken in each step say where its blocks go. Loops stay rolled:
+// every thread block that attends to a row runs this once, and instructions are what it takes, also
+// to be fetched. kHeld: keys that are brought to shared memory, where a row has no more.
+template <int kThreads, int kHeld>
 struct TopK {
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kBinsPerThread = kBins / kThreads;
-  static constexpr int kStep = 128;    // keys that a warp reads at once: four per lane
-  static constexpr int kBatch = 4;     // steps that are on their way together
+  static constexpr int kStep = 128;
+  static constexpr int kBatch = 4;
+  static constexpr int kStride = kBatch * kWarps;  // steps from batch to batch
+  static constexpr int kMaxSteps = kMaxBlocks / kStep;
+  static constexpr int kStepsPerThread = kMaxSteps / kThreads;
 
-  uint64_t listed[kListed];  // ranks inside the interval, where there are no more
+  alignas(16) uint32_t held[kHeld];
+  int counts[2][kMaxSteps];  // of taken and of equal keys: in each step, then in all before it
+  int listed[kMaxSteps];     // steps with blocks of the part
   int num_listed;
   int warp_sums[kWarps];
   int found_bin;
   int found_inside;
   int found_wanted;
+
+  // Where the lane's keys of the i-th step of a batch stand.
+  static __device__ int block_of(int step, int i) {
+    return (step + i * kWarps) * kStep + static_cast<int>(threadIdx.x) % 32 * 4;
+  }
+
+  // Bit 4 * i + j: whether the j-th of the lane's keys of the i-th of kSteps steps is from `least`
+  // on, at most `range` above it.
+  template <int kSteps>
+  static __device__ uint32_t between(const uint32_t* keys, int blocks, int step, uint32_t least,
+                                     uint32_t range) {
+    uint4 fours[kSteps];
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      fours[i] = make_uint4(0, 0, 0, 0);
+      if (block_of(step, i) < blocks) {
+        fours[i] = *reinterpret_cast<const uint4*>(keys + block_of(step, i));
+      }
+    }
+    uint32_t bits = 0;
+#pragma unroll
+    for (int i = 0; i < kSteps; ++i) {
+      const uint32_t four[4] = {fours[i].x, fours[i].y, fours[i].z, fours[i].w};
+      const int present = blocks - block_of(step, i);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        bits |= (four[j] - least <= range && j < present ? 1u : 0u) << (4 * i + j);
+      }
+    }
+    return bits;
+  }
+
+  // Calls `use` with the block of each bit.
+  template <typename Use>
+  static __device__ void for_each_block(uint32_t bits, int step, Use&& use) {
+#pragma unroll 1
+    for (; bits != 0; bits &= bits - 1) {
+      const int bit = __ffs(static_cast<int>(bits)) - 1;
+      use(block_of(step, bit / 4) + bit % 4);
+    }
+  }
 
   // Sum of what the threads before this one give. All call it; a barrier must follow before the
   // next call.
@@ -133,146 +174,146 @@ struct TopK {
     __syncthreads();
   }
 
-  // Calls `use` with the block of each key of the interval's keys, by all threads together.
-  template <typename Use>
-  static __device__ void for_each_inside(const uint32_t* keys, int blocks,
-                                         const Interval& interval, Use&& use) {
-    const auto least = static_cast<uint32_t>(interval.first >> kBlockBits);
-    const auto range = static_cast<uint32_t>(interval.last >> kBlockBits) - least;
-#pragma unroll 1
-    for (int base = static_cast<int>(threadIdx.x) * 4; base < blocks;
-         base += kBatch * kThreads * 4) {
-      uint4 fours[kBatch];
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const int block = base + i * kThreads * 4;
-        fours[i] = make_uint4(0, 0, 0, 0);
-        if (block < blocks) fours[i] = *reinterpret_cast<const uint4*>(keys + block);
-      }
-      uint32_t bits = 0;
-#pragma unroll
-      for (int i = 0; i < kBatch; ++i) {
-        const uint32_t four[4] = {fours[i].x, fours[i].y, fours[i].z, fours[i].w};
-        const int present = blocks - (base + i * kThreads * 4);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          bits |= (four[j] - least <= range && j < present ? 1u : 0u) << (4 * i + j);
-        }
-      }
-#pragma unroll 1
-      for (; bits != 0; bits &= bits - 1) {
-        const int bit = __ffs(static_cast<int>(bits)) - 1;
-        use(base + bit / 4 * (kThreads * 4) + bit % 4);
-      }
-    }
-  }
-
-  // The first interval. `counted` is the keys' histogram by bin_of, in the order of bin_slot,
-  // `histogram` scratch; `meanwhile` is called while it is on its way. All threads call this and the
-  // following; 1 <= wanted < number of keys.
-  template <typename Meanwhile>
-  __device__ Interval start(const int32_t* counted, int wanted, uint32_t (&histogram)[kBins],
-                            Meanwhile&& meanwhile) {
-    int32_t counts[kBinsPerThread];
-#pragma unroll
-    for (int i = 0; i < kBinsPerThread; ++i) {
-      counts[i] = counted[bin_slot(i * kThreads + static_cast<int>(threadIdx.x))];
-    }
-    if (threadIdx.x == 0) num_listed = 0;
-    meanwhile();
-#pragma unroll
-    for (int i = 0; i < kBinsPerThread; ++i) {
-      histogram[i * kThreads + threadIdx.x] = static_cast<uint32_t>(counts[i]);
-    }
-    __syncthreads();
-    find_bin(histogram, wanted);
+  // The last interval: the wanted-th largest key is in it, and all of the inside is wanted or
+  // equal. `histogram` is that of the keys by bin_of, and scratch from then on.
+  __device__ Interval find_interval(const uint32_t* keys, int blocks, int wanted,
+                                    uint32_t (&histogram)[kBins]) {
     Interval interval;
-    set_to_bin(interval, found_bin);
-    interval.inside = found_inside;
-    interval.wanted = found_wanted;
-    return interval;
-  }
-
-  // Lists a rank inside the interval that `start` has found, where there is room.
-  __device__ void add(uint64_t rank) {
-    const int at = atomicAdd(&num_listed, 1);
-    if (at < kListed) listed[at] = rank;
-  }
-
-  // The least rank that is taken. Where not all of the interval has been added, the keys are read,
-  // which are aligned to 16 bytes and have room up to a multiple of four. A barrier must come before.
-  __device__ uint64_t least(const uint32_t* keys, int blocks, Interval interval,
-                            uint32_t (&histogram)[kBins]) {
-    bool all_listed = num_listed == interval.inside && num_listed <= kListed;
-#pragma unroll 1
-    while (interval.inside != interval.wanted) {
-      __syncthreads();  // the histogram and the number of what is listed have been read
-#pragma unroll 1
-      for (int i = threadIdx.x; i < kBins; i += kThreads) histogram[i] = 0;
-      if (!all_listed && threadIdx.x == 0) num_listed = 0;
+    interval.wanted = wanted;
+    for (int shift = -1;;) {
       __syncthreads();
-      const int shift = interval.shift();
-      if (all_listed) {
-#pragma unroll 1
-        for (int i = threadIdx.x; i < num_listed; i += kThreads) {
-          const uint64_t rank = listed[i];
-          if (interval.contains(rank)) atomicAdd(&histogram[(rank - interval.first) >> shift], 1u);
-        }
-      } else {
-        for_each_inside(keys, blocks, interval, [&](int block) {
-          const uint64_t rank = rank_of(keys[block], block);
-          if (!interval.contains(rank)) return;
-          atomicAdd(&histogram[(rank - interval.first) >> shift], 1u);
-          add(rank);
-        });
-      }
-      __syncthreads();
-      all_listed = all_listed || num_listed <= kListed;
       find_bin(histogram, interval.wanted);
-      interval.first += static_cast<uint64_t>(found_bin) << shift;
-      interval.last = interval.first + min(interval.last - interval.first,
-                                           (uint64_t{1} << shift) - 1);
+      if (shift < 0) {
+        interval = interval_of_bin(found_bin);
+      } else {
+        const uint32_t first = interval.first + (static_cast<uint32_t>(found_bin) << shift);
+        interval.last = first + min(interval.last - first, (1u << shift) - 1);
+        interval.first = first;
+      }
       interval.inside = found_inside;
       interval.wanted = found_wanted;
+      if (interval.is_final()) return interval;
+      shift = interval.shift();
+#pragma unroll 1
+      for (int i = threadIdx.x; i < kBins; i += kThreads) histogram[i] = 0;
+      cp_async_wait<0>();  // the keys, the first time
+      __syncthreads();
+#pragma unroll 1
+      for (int step = threadIdx.x / 32; step * kStep < blocks; step += kStride) {
+        const uint32_t inside =
+            between<kBatch>(keys, blocks, step, interval.first, interval.last - interval.first);
+        for_each_block(inside, step, [&](int block) {
+          atomicAdd(&histogram[(keys[block] - interval.first) >> shift], 1u);
+        });
+      }
     }
-    return interval.first;
   }
 
-  // Blocks whose rank is `least` or more, in ascending order. Each warp has an equal share of the
-  // steps of 128 keys.
-  __device__ void write(const uint32_t* keys, int blocks, uint64_t least, int32_t* selection) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int steps = div_up(div_up(blocks, kStep), kWarps);
-    int place = 0;
+  // The numbers of keys from `least` on, at most `range` above it, in each step.
+  __device__ void count(const uint32_t* keys, int blocks, uint32_t least, uint32_t range,
+                        int (&steps)[kMaxSteps]) {
+    const int lane = threadIdx.x % 32;
 #pragma unroll 1
-    for (int pass = 0; pass < 2; ++pass) {
-      int taken = 0;  // in the first pass by this lane, in the second by the warp
-#pragma unroll 2
-      for (int i = 0; i < steps; ++i) {
-        const int block = (warp * steps + i) * kStep + lane * 4;
-        uint4 keys4 = make_uint4(0, 0, 0, 0);
-        if (block < blocks) keys4 = *reinterpret_cast<const uint4*>(keys + block);
-        const uint32_t four[4] = {keys4.x, keys4.y, keys4.z, keys4.w};
-        uint32_t bits = 0;
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          const bool takes = block + j < blocks && rank_of(four[j], block + j) >= least;
-          bits |= (takes ? 1u : 0u) << j;
-        }
-        if (pass == 0) {
-          taken += __popc(bits);
-          continue;
-        }
-        const int upto = warp_inclusive_sum(__popc(bits));
-        int at = place + taken + upto - __popc(bits);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          if ((bits >> j & 1) != 0) selection[at++] = block + j;
-        }
-        taken += __shfl_sync(0xffffffffu, upto, 31);
-      }
-      if (pass == 0) place = __shfl_sync(0xffffffffu, sum_before(taken), 0);
+    for (int step = threadIdx.x / 32; step * kStep < blocks; step += kStride) {
+      // Numbers of set bits of four, then a byte each: a warp has at most 128.
+      uint32_t bits = between<kBatch>(keys, blocks, step, least, range);
+      bits -= bits >> 1 & 0x5555u;
+      bits = (bits & 0x3333u) + (bits >> 2 & 0x3333u);
+      bits = (bits | bits << 8) & 0x00ff00ffu;
+      bits = (bits | bits << 4) & 0x0f0f0f0fu;
+      const uint32_t all = __reduce_add_sync(0xffffffffu, bits);
+      const int mine = step + lane * kWarps;
+      if (lane < kBatch && mine < kMaxSteps) steps[mine] = static_cast<int>(all >> 8 * lane & 255);
     }
+  }
+
+  // Makes the numbers of the steps those of all steps before.
+  __device__ void add_up(int blocks, int (&steps)[kMaxSteps]) {
+    const int first = static_cast<int>(threadIdx.x) * kStepsPerThread;
+    int mine[kStepsPerThread], sum = 0;
+#pragma unroll
+    for (int i = 0; i < kStepsPerThread; ++i) {
+      mine[i] = (first + i) * kStep < blocks ? steps[first + i] : 0;
+      sum += mine[i];
+    }
+    int before = sum_before(sum);
+#pragma unroll
+    for (int i = 0; i < kStepsPerThread; ++i) {
+      steps[first + i] = before;
+      before += mine[i];
+    }
+    __syncthreads();
+  }
+
+  // Of the blocks with keys from `least` on and the first `equals` of those with the key just below
+  // it, in ascending order, those from place `begin` on below `end`, to `selection`.
+  __device__ void write(const uint32_t* keys, int blocks, uint32_t least, int equals, int begin,
+                        int end, int32_t* selection) {
+    const int kinds = equals > 0 ? 2 : 1;
+    if (threadIdx.x == 0) num_listed = 0;
+#pragma unroll 1
+    for (int kind = 0; kind < kinds; ++kind) {
+      count(keys, blocks, least - kind, kind == 0 ? ~least : 0u, counts[kind]);
+      __syncthreads();
+      add_up(blocks, counts[kind]);
+    }
+    const auto place_of = [&](int step) {
+      return counts[0][step] + (equals > 0 ? min(counts[1][step], equals) : 0);
+    };
+    const int steps = (blocks + kStep - 1) / kStep;
+#pragma unroll 1
+    for (int step = threadIdx.x; step < steps; step += kThreads) {
+      const int next = step + 1 < steps ? place_of(step + 1) : end + 1;
+      if (place_of(step) < end && next > begin) listed[atomicAdd(&num_listed, 1)] = step;
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int i = threadIdx.x / 32; i < num_listed; i += kWarps) {
+      const int step = listed[i];
+      const uint32_t takes = between<1>(keys, blocks, step, least, ~least);
+      const uint32_t ties = equals > 0 ? between<1>(keys, blocks, step, least - 1, 0) : 0u;
+      const int mine = __popc(takes) + (__popc(ties) << 16);
+      const int before = warp_inclusive_sum(mine) - mine;
+      const int tied = equals > 0 ? counts[1][step] + (before >> 16) : 0;
+      int place = counts[0][step] + (before & 0xffff) + min(tied, equals);
+      int left = max(equals - tied, 0);
+      for_each_block(takes | ties, step, [&](int block) {
+        if ((ties >> block % 4 & 1) != 0 && --left < 0) return;
+        if (place >= begin && place < end) selection[place - begin] = block;
+        ++place;
+      });
+    }
+  }
+
+  // The `wanted` largest of the keys of `blocks` blocks, 1 <= wanted < blocks: those from place
+  // `begin` of the ascending order on below `end`. `counted` is the keys' histogram by bin_of, in
+  // the order of bin_slot, `histogram` scratch; `keys` is aligned to 16 bytes and has room up to a
+  // multiple of four. All threads call it; a barrier must follow.
+  __device__ void select(const uint32_t* keys, const int32_t* counted, int blocks, int wanted,
+                         int begin, int end, int32_t* selection, uint32_t (&histogram)[kBins]) {
+    int32_t first_counts[kBinsPerThread];
+#pragma unroll
+    for (int i = 0; i < kBinsPerThread; ++i) {
+      first_counts[i] = counted[bin_slot(i * kThreads + static_cast<int>(threadIdx.x))];
+    }
+    if (blocks <= kHeld) {
+#pragma unroll 1
+      for (int at = threadIdx.x * 4; at < blocks; at += kThreads * 4) {
+        cp_async_16(shared_address(held + at), keys + at, min(blocks - at, 4) * 4);
+      }
+      keys = held;
+    }
+    cp_async_commit();
+#pragma unroll
+    for (int i = 0; i < kBinsPerThread; ++i) {
+      histogram[i * kThreads + threadIdx.x] = static_cast<uint32_t>(first_counts[i]);
+    }
+    const Interval interval = find_interval(keys, blocks, wanted, histogram);
+    cp_async_wait<0>();
+    __syncthreads();
+    const bool whole = interval.inside == interval.wanted;
+    write(keys, blocks, whole ? interval.first : interval.last + 1, whole ? 0 : interval.wanted,
+          begin, end, selection);
   }
 };
 

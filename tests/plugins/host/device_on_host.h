@@ -180,13 +180,6 @@ T __reduce_add_sync(unsigned, T value) {
     return sum;
   });
 }
-inline unsigned __ballot_sync(unsigned, bool vote) {
-  return on_host::exchange(unsigned{vote}, [](auto&& of) {
-    unsigned votes = 0;
-    for (int i = 0; i < 32; ++i) votes |= of(i) << i;
-    return votes;
-  });
-}
 template <typename T>
 T atomicAdd(T* address, T value) {
   const T before = *address;
@@ -213,9 +206,6 @@ inline int __ffs(int x) {
 }
 inline int __clz(int x) {
   return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x));
-}
-inline int __clzll(long long x) {
-  return x == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(x));
 }
 inline unsigned __float_as_uint(float x) {
   unsigned bits;

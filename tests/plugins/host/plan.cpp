@@ -40,24 +40,21 @@ bool check(const Case& c) {
     EXPECT(plan->selected[seq] <= all || a.given_counts != nullptr);
     const bool scored = (a.roles & kSelect) != 0 && plan->selected[seq] < all;
     for (int head = 0; head < a.kv_heads; ++head) {
-      const int chosen_from = (a.roles & kSelect) != 0 ? all : plan->selected[seq];
-      tiles.emplace_back(kv_len == 0 ? 0 : chosen_from * (a.block_size / kTileKeys));
+      tiles.emplace_back(kv_len == 0 ? 0 : plan->selected[seq] * (a.block_size / kTileKeys));
       blocks.emplace_back(scored ? all : 0);
     }
   }
   std::vector<int> parts(tiles.size());
   for (int i = 0; i < plan->attend_items; ++i) {
     const RowItem item = find_row_item(a, plan->attend_end, i);
+    const Part part = part_of(a, *plan, item);
     EXPECT(item.piece >= 0 && item.piece < item.pieces && item.first + item.piece == i);
     EXPECT(item.pieces <= kMaxParts);
     ++parts[item.row(a)];
-    const Part part = part_of(a, *plan, item);
-    for (int tile = 0; tile < part.tiles; ++tile) {
-      const int place = part.place_of(tile);
-      EXPECT(place >= 0 && place < static_cast<int>(tiles[item.row(a)].size()));
-      EXPECT(part.owns(place));
-      ++tiles[item.row(a)][place];
-    }
+    for (int tile = part.first_tile; tile < part.end_tile; ++tile) ++tiles[item.row(a)][tile];
+    const int tiles_per_block = a.block_size / kTileKeys;
+    EXPECT(part.first_block * tiles_per_block <= part.first_tile);
+    EXPECT(part.end_block * tiles_per_block >= part.end_tile);
     if ((a.roles & kAttend) == 0) EXPECT(item.pieces == 1);
   }
   for (int i = 0; i < plan->score_items; ++i) {

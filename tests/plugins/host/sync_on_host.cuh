@@ -11,19 +11,6 @@ inline void add_release(int32_t* address, int value) {
   *address += value;
 }
 
-inline void store_relaxed(uint64_t* address, uint64_t value) {
-  *address = value;
-}
-
-inline ulonglong2 load_relaxed(const uint64_t* address) {
-  ulonglong2 value;
-  value.x = address[0];
-  value.y = address[1];
-  return value;
-}
-
-constexpr int kPatience = 1;  // what has not been told will not be
-
 inline void wait(const int32_t* counter, int count) {
   if (*counter != count) {
     std::printf("an item waits for %d and there are %d\n", count, *counter);
