@@ -145,7 +145,9 @@ def flex_us(batch: int, tokens: int, copies: int) -> float | None:
     counts = torch.full((batch, Q_HEADS, 1), selected, dtype=torch.int32, device="cuda")
     try:
         attend = torch.compile(flex_attention)
-        mask = BlockMask.from_kv_blocks(counts, indices, BLOCK_SIZE=(128, BLOCK))
+        mask = BlockMask.from_kv_blocks(
+            counts, indices, BLOCK_SIZE=(128, BLOCK), seq_lengths=(1, tokens)
+        )
         q = random_half(batch, Q_HEADS, 1, HEAD_DIM)
         sets = [random_half(2, batch, KV_HEADS, tokens, HEAD_DIM) for _ in range(copies)]
         options = {"BLOCK_N": BLOCK}
