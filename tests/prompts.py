@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 SUBJECTS = (
     "a lighthouse keeper who finds a letter in a bottle",
     "how bread rises and why kneading matters",
@@ -30,4 +32,11 @@ PROMPTS = tuple(
     "at the beginning, and explain every step in full sentences so that a curious reader of any "
     f"age can follow.<|im_end|>\n<|im_start|>assistant\nHere is a text about {subject}.\n\n"
     for subject in SUBJECTS
+)
+
+_LICENSE = (Path(__file__).parents[1] / "LICENSE").read_text(encoding="utf-8")
+
+#: The same, each after a passage of the licence, the longer the later: 72 to 707 tokens of SmolLM2.
+LONG_PROMPTS = tuple(
+    f"{_LICENSE[400 * i : 570 * i]}\n\n{prompt}" for i, prompt in enumerate(PROMPTS)
 )

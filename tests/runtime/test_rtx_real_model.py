@@ -1,0 +1,70 @@
+"""SmolLM2 on a GPU: the engine executor gives plain PyTorch's tokens, and verify gives dense's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.prompts import LONG_PROMPTS
+from tests.runtime.partings import check_partings
+from trt_resa import LLM, SamplingParams
+from trt_resa.runtime.outputs import CompletionOutput
+from trt_resa.runtime.stats import total
+
+pytestmark = [pytest.mark.gpu, pytest.mark.slow]
+
+#: Most logits of likeliest tokens are from 16 to 32, where fp16 keeps steps of 2^-6. Where two
+#: computations differ by up to a step in each logit, tokens two steps apart may change places.
+TIE = 2**-5
+#: Of the 20 outputs. Fewer would mean more noise than has been seen; an error would part them by
+#: more than a tie.
+EQUAL = 8
+PARAMS = SamplingParams(max_tokens=200, ignore_eos=True, logprobs=4)
+#: Every request computes its whole prompt.
+CACHE = {"max_tokens": 1 << 15, "enable_block_reuse": False}
+
+#: Outputs of all prompts by mode.
+Outputs = dict[str, list[CompletionOutput]]
+
+
+def generate(llm: LLM, mode: str) -> list[CompletionOutput]:
+    results = llm.generate(LONG_PROMPTS, PARAMS, rectify_mode=mode)
+    return [result.outputs[0] for result in results]
+
+
+@pytest.fixture(scope="module")
+def pytorch(smol_gpu_engine: Path) -> list[CompletionOutput]:
+    with LLM(
+        smol_gpu_engine, executor="torch", dtype="float16", device="cuda", kv_cache_config=CACHE
+    ) as llm:
+        return generate(llm, "dense")
+
+
+@pytest.fixture(scope="module", params=["tensorrt", "kernels"])
+def engine(request: pytest.FixtureRequest, smol_gpu_engine: Path) -> Outputs:
+    with LLM(
+        smol_gpu_engine,
+        executor="tensorrt_rtx",
+        linears=request.param,
+        device="cuda",
+        kv_cache_config=CACHE,
+    ) as llm:
+        return {mode: generate(llm, mode) for mode in ("dense", "verify")}
+
+
+def test_tokens_are_those_of_plain_pytorch(
+    engine: Outputs, pytorch: list[CompletionOutput]
+) -> None:
+    check_partings(engine["dense"], pytorch, EQUAL, TIE)
+
+
+def test_verify_is_dense(engine: Outputs) -> None:
+    check_partings(engine["verify"], engine["dense"], EQUAL, TIE)
+    stats = total(output.stats for output in engine["verify"])
+    print(
+        f"verify attended to {stats.attended_share:.0%} of the blocks, and "
+        f"{stats.drafts_accepted} of {stats.drafts} drafts were accepted"
+    )
+    assert stats.attended_share < 0.6, "the sparse steps left out too little to show anything"
+    assert stats.drafts_accepted < stats.drafts, "no draft was wrong, so nothing was repaired"
