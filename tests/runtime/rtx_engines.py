@@ -20,6 +20,13 @@ from trt_resa.runtime.executors.engine_loading import Linears
 
 SPARSE = SparseAttentionConfig(min_blocks=4, rectify_interval=8, keep_ratio=0.25, dense_below=0)
 MAX_SEQ_LEN = 1024
+#: What an executor of engines is tested on: arguments of ``build_tiny`` by family and kind.
+CASES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {"dtype": "bfloat16"},
+    "qwen3": {},
+    "llama-int4": {"quantization": "w4a16"},
+}
 #: Relative error of logits; bfloat16 keeps 8 bits of a number.
 ERROR_BOUND = {torch.float16: 1e-2, torch.bfloat16: 6e-2}
 

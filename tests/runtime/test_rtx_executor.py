@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.runtime.rtx_engines import (
+    CASES,
     ERROR_BOUND,
     SPARSE,
     Batch,
@@ -29,11 +30,8 @@ from trt_resa.runtime.executors.base import Executor
 pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.gpu
 
-CASES = {
-    "llama": {},
-    "qwen2": {"dtype": "bfloat16"},
-    "qwen3": {},
-    "llama-int4": {"quantization": "w4a16"},
+ALL_CASES = {
+    **CASES,
     "qwen2-int4-kernels": {"quantization": "w4a16", "dtype": "bfloat16"},
     "llama-int4-kernels": {"quantization": "w4a16"},
 }
@@ -42,11 +40,11 @@ CASES = {
 Make = Callable[..., tuple[Executor, Executor]]
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=ALL_CASES)
 def make(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Make:
     name = request.param
     path = tmp_path_factory.mktemp("rtx") / name
-    engine = build_tiny(path, name.partition("-")[0], **CASES[name])
+    engine = build_tiny(path, name.partition("-")[0], **ALL_CASES[name])
     linears = "kernels" if name.endswith("kernels") else "tensorrt"
     return functools.partial(executors, engine, linears=linears)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.runtime.rtx_engines import (
+    CASES,
     ERROR_BOUND,
     SPARSE,
     Batch,
@@ -22,13 +23,6 @@ from trt_resa.runtime.executors.trt_executor import TrtExecutor
 
 pytest.importorskip("tensorrt", reason="data-centre TensorRT is not installed")
 pytestmark = pytest.mark.gpu
-
-CASES = {
-    "llama": {},
-    "qwen2": {"dtype": "bfloat16"},
-    "qwen3": {},
-    "llama-int4": {"quantization": "w4a16"},
-}
 
 
 @pytest.fixture(scope="module", params=CASES)
