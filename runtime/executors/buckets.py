@@ -40,9 +40,10 @@ def bucket_sizes(most: int) -> tuple[int, ...]:
 class Buckets:
     """The shapes of an executor with these ``limits``.
 
-    ``few_rows``: the most rows of the engines' first optimisation profile. Forwards of up to so
-    many rows (sparse steps, windows, dense decoding) are captured; larger ones, the prefill chunks,
-    take long enough to be launched one by one.
+    ``few_rows``: the most rows of the engines' first optimisation profile, which serves sparse
+    steps, windows and dense decoding. A forward of more is a chunk. Chunks have as many logit rows
+    as fit, or none: what more of them cost is nothing beside its rows, and so their shapes, with a
+    graph each, are few.
     """
 
     limits: Limits
@@ -63,15 +64,17 @@ class Buckets:
         if step.phase is Phase.SPARSE:
             rows = batch
         else:
-            few = step.num_tokens <= self.few_rows
-            rows = bucket(step.num_tokens, self.few_rows if few else limits.max_num_tokens)
-        wanted = len(step.logit_rows)
-        logit_rows = bucket(wanted, limits.max_logit_rows) if wanted else 0
+            chunk = self.is_chunk(step.num_tokens)
+            rows = bucket(step.num_tokens, limits.max_num_tokens if chunk else self.few_rows)
+        logit_rows = len(step.logit_rows)
+        if logit_rows:
+            most = limits.max_logit_rows
+            logit_rows = most if self.is_chunk(rows) else bucket(logit_rows, most)
         return ForwardShape(step.phase, rows, batch, logit_rows)
+
+    def is_chunk(self, rows: int) -> bool:
+        return rows > self.few_rows
 
     def profile(self, rows: int) -> int:
         """Optimisation profile of the engines that serves so many rows."""
-        return 0 if rows <= self.few_rows else 1
-
-    def captures(self, shape: ForwardShape) -> bool:
-        return shape.rows <= self.few_rows
+        return 1 if self.is_chunk(rows) else 0

@@ -14,27 +14,36 @@ Launch = Callable[[], None]
 class ForwardProgram:
     """Runs ``launches`` in order on ``stream``.
 
-    With ``capture`` the first run is followed by a capture, and every later one replays the graph.
-    A graph holds addresses and extents, so whatever changes from step to step must be contents of
-    device memory. ``captures`` counts what was captured.
+    With ``capture`` the first run is followed by a capture, and every later one replays the graph;
+    ``late``: the second run captures, so that launches which come once leave no graph. A graph
+    holds addresses and extents, so whatever changes from step to step must be contents of device
+    memory. ``captures`` counts what was captured.
     """
 
     def __init__(
-        self, launches: Sequence[Launch], stream: torch.cuda.Stream, pool: Any, capture: bool
+        self,
+        launches: Sequence[Launch],
+        stream: torch.cuda.Stream,
+        pool: Any,
+        capture: bool,
+        late: bool = False,
     ) -> None:
-        self._launches, self._stream = launches, stream
-        self._pool, self._capture = pool, capture
+        self._launches, self._stream, self._pool = launches, stream, pool
+        self._capture, self._late = capture, late
         self._graph: torch.cuda.CUDAGraph | None = None
+        self._ran = False
         self.captures = 0
 
     def run(self) -> None:
         with torch.cuda.stream(self._stream):
+            if self._capture and self._ran and self._graph is None:
+                self._graph = self._captured()
             if self._graph is not None:
                 self._graph.replay()
                 return
             self._enqueue()
-            if self._capture:
-                self._stream.synchronize()
+            self._ran = True
+            if self._capture and not self._late:
                 self._graph = self._captured()
 
     def run_eagerly(self) -> None:
@@ -43,6 +52,7 @@ class ForwardProgram:
             self._enqueue()
 
     def _captured(self) -> torch.cuda.CUDAGraph:
+        self._stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the GPU meanwhile.
         with torch.cuda.graph(

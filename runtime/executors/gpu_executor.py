@@ -10,7 +10,7 @@ import torch
 
 from trt_resa.blocks import num_blocks
 from trt_resa.config import KvCacheConfig, SparseAttentionConfig
-from trt_resa.contract import Step, max_logit_rows
+from trt_resa.contract import Phase, Step, max_logit_rows
 from trt_resa.engine_dir import EngineDirectory
 from trt_resa.runtime.executors.attention_kernels import Cache
 from trt_resa.runtime.executors.base import Limits
@@ -26,8 +26,8 @@ class GpuExecutor(abc.ABC):
     """Runs forwards as programs of launches on one stream.
 
     A subclass calls ``allocate_cache`` once its weights are in place, and says what a forward
-    launches and where its logits stand. Forwards of few rows are captured as CUDA graphs;
-    ``graphs`` False launches everything one by one.
+    launches and where its logits stand. Every shape is captured as a CUDA graph, chunks when they
+    recur; ``graphs`` False launches everything one by one.
     """
 
     fixed_selection = False
@@ -116,15 +116,17 @@ class GpuExecutor(abc.ABC):
         """The program of a shape, made when it is first asked for.
 
         One for a selection other than the executor's own is launched one by one and not kept, so
-        that requests with settings of their own cannot fill the memory with graphs.
+        that requests with settings of their own cannot fill the memory with graphs. A dense pass
+        selects nothing.
         """
         own = sparse is None or sparse.selection == self.sparse.selection
+        own = own or shape.phase is Phase.DENSE
         if own and shape in self._programs:
             return self._programs[shape]
-        captured = own and self._graphs and self.buckets.captures(shape)
+        captured, chunk = own and self._graphs, self.buckets.is_chunk(shape.rows)
         self.prepare(shape, captured)
         launches = list(self.launches(shape, sparse=sparse))
-        program = ForwardProgram(launches, self.stream, self.graph_pool, captured)
+        program = ForwardProgram(launches, self.stream, self.graph_pool, captured, chunk)
         if own:
             self._programs[shape] = program
         return program

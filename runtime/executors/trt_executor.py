@@ -1,7 +1,7 @@
 """The ``tensorrt`` executor: one engine of data-centre TensorRT, with attention as a plugin in it.
 
 A sparse step, from token ids to sampled tokens, is one CUDA graph per batch bucket; so are dense
-decoding and the dense pass of a window. Prefill chunks are launched one by one.
+decoding and the dense pass of a window, and chunks of a prompt from the second of a shape on.
 """
 
 from __future__ import annotations

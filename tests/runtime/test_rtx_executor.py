@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -22,10 +23,11 @@ from tests.runtime.rtx_engines import (
     relative_error,
 )
 from trt_resa.config import KvCacheConfig
-from trt_resa.contract import Phase
+from trt_resa.contract import Phase, Step
 from trt_resa.engine_dir import EngineDirectory
 from trt_resa.errors import RequestError
 from trt_resa.runtime.executors.base import Executor
+from trt_resa.runtime.executors.buckets import ForwardShape
 
 pytest.importorskip("tensorrt_rtx")
 pytestmark = pytest.mark.gpu
@@ -84,10 +86,46 @@ def test_a_replay_gives_the_bits_of_single_launches(make: Make) -> None:
     graphs, _ = make()
     single, _ = make(graphs=False)
     batch = Batch(3, graphs.model.vocab_size, graphs.num_blocks)
-    for _ in range(2):  # the second time every graph is there
+    for _ in range(3):  # the third time every graph is there
         same_bits(graphs, single, batch)
     assert graphs.captures > 0
     assert single.captures == 0
+
+
+def chunks(batch: Batch, prompts: dict[int, int], rows: int) -> Iterator[Step]:
+    """Prompts of so many tokens, read in turn; a row of each sequence before goes with a chunk."""
+    for seq, length in prompts.items():
+        for start in range(0, length, rows):
+            spans = {other: (prompts[other], prompts[other] + 1) for other in range(seq)}
+            yield batch.step(Phase.DENSE, {**spans, seq: (start, min(start + rows, length))})
+
+
+def test_chunks_of_growing_prompts_are_captured_once(make: Make) -> None:
+    """On the second of a shape, with the bits of single launches; later prompts capture nothing."""
+    graphs, _ = make()
+    single, _ = make(graphs=False)
+    batch = Batch(4, graphs.model.vocab_size, graphs.num_blocks)
+    steps = list(chunks(batch, {0: 700, 1: 650, 2: 690, 3: 600}, 150))
+    seen: Counter[ForwardShape] = Counter()
+    for step in steps:
+        assert torch.equal(graphs.forward(step), single.forward(step))
+        seen[graphs.buckets.shape_of(step)] += 1
+        assert graphs.captures == sum(count > 1 for count in seen.values())
+    captured = graphs.captures
+    assert 1 < captured < len(seen), "no shape came once, or none recurred"
+    for step in chunks(batch, {0: 900, 1: 900, 2: 750, 3: 900}, 150):
+        assert torch.equal(graphs.forward(step), single.forward(step))
+    assert graphs.captures == captured
+
+
+def test_the_host_submits_a_captured_chunk_ahead(llama: EngineDirectory) -> None:
+    """A graph reads its inputs when it runs: those of the next chunk come behind it."""
+    rtx, _ = executors(llama)
+    batch = Batch(4, rtx.model.vocab_size, rtx.num_blocks)
+    steps = list(chunks(batch, {0: 700, 1: 650, 2: 690, 3: 600}, 150))
+    expected = [rtx.forward(step) for step in steps]
+    under_way = [rtx.submit(step).logits() for step in steps]
+    assert all(torch.equal(a.get(), b) for a, b in zip(under_way, expected, strict=True))
 
 
 def test_growing_joining_and_leaving_never_recapture(llama: EngineDirectory) -> None:
@@ -140,7 +178,7 @@ def test_a_forward_beyond_the_limits_is_refused(llama: EngineDirectory) -> None:
 def test_memory_does_not_grow(llama: EngineDirectory) -> None:
     rtx, _ = executors(llama)
     batch = Batch(3, rtx.model.vocab_size, rtx.num_blocks)
-    for _ in range(2):
+    for _ in range(3):
         for step in a_loop(batch):
             rtx.forward(step)
     torch.cuda.synchronize()

@@ -63,8 +63,9 @@ def test_buckets_are_powers_of_two_and_the_largest_size() -> None:
         ((Phase.SPARSE, 5, 5, 5), (Phase.SPARSE, 6, 6, 8)),
         ((Phase.DENSE, 32, 1, 32), (Phase.DENSE, 32, 1, 32)),
         ((Phase.DENSE, 27, 1, 0), (Phase.DENSE, 32, 1, 0)),
-        ((Phase.DENSE, 33, 2, 2), (Phase.DENSE, 64, 2, 2)),
+        ((Phase.DENSE, 33, 2, 2), (Phase.DENSE, 64, 2, 32)),
         ((Phase.DENSE, 150, 3, 0), (Phase.DENSE, 200, 4, 0)),
+        ((Phase.DENSE, 200, 1, 1), (Phase.DENSE, 200, 1, 32)),
     ],
 )
 def test_a_forward_is_padded_to_its_bucket(
@@ -73,10 +74,20 @@ def test_a_forward_is_padded_to_its_bucket(
     assert BUCKETS.shape_of(step(*given)) == ForwardShape(*padded)
 
 
-def test_windows_are_captured_and_chunks_are_not() -> None:
-    assert BUCKETS.captures(ForwardShape(Phase.DENSE, 32, 1, 1))
-    assert not BUCKETS.captures(ForwardShape(Phase.DENSE, 64, 1, 1))
+def test_chunks_have_a_profile_of_their_own() -> None:
     assert [BUCKETS.profile(rows) for rows in (1, 32, 33, 200)] == [0, 0, 1, 1]
+    assert [BUCKETS.is_chunk(rows) for rows in (1, 32, 33, 200)] == [False, False, True, True]
+
+
+def test_the_shapes_of_chunks_are_few() -> None:
+    """Row buckets times batch buckets times two: the most graphs of chunks that there can be."""
+    shapes = {
+        BUCKETS.shape_of(step(Phase.DENSE, rows, batch, logit_rows))
+        for rows in range(33, 201)
+        for batch in range(1, 7)
+        for logit_rows in range(33)
+    }
+    assert len(shapes) == len((64, 128, 200)) * len((1, 2, 4, 6)) * 2
 
 
 @pytest.mark.parametrize(

@@ -49,8 +49,8 @@ def outputs(path: Path, mode: str, **options: Any) -> Iterator[CompletionOutput]
         executor = llm._executor
         if hasattr(executor, "captures"):
             # A bucket each: 1, 2 or 4 sequences of a sparse step; 1 to 8 rows of a dense pass, for
-            # 1 to 4 sequences and 0 to 8 logit rows.
-            assert 0 < executor.captures < 40
+            # 1 to 4 sequences and 0 to 8 logit rows; and chunks of 16 to 256 rows.
+            assert 0 < executor.captures < 50
 
 
 def test_dense_tokens_are_those_of_plain_pytorch(case: Any) -> None:

@@ -52,7 +52,7 @@ def test_logits_are_those_of_the_torch_executor(
 def test_contexts_and_what_is_set_in_them(make: Make, module: StandIn) -> None:
     executor = make()
     batch = Batch(4, executor.model.vocab_size, executor.num_blocks)
-    for rows in (256, 130, 256, 40):  # profile 1, launched one by one
+    for rows in (256, 130, 256, 40):  # profile 1
         executor.forward(batch.step(Phase.DENSE, {0: (0, rows)}))
     for seq in range(3):
         executor.forward(batch.step(Phase.DENSE, {seq: (0, 7)}))
@@ -60,22 +60,22 @@ def test_contexts_and_what_is_set_in_them(make: Make, module: StandIn) -> None:
         for count in (1, 2, 3):
             spans = {seq: (7 + turn, 8 + turn) for seq in range(count)}
             executor.forward(batch.step(Phase.SPARSE, spans))
-    chunks, window, *sparse = module.engines[-1]._contexts
+    chunk, tail, window, *sparse = module.engines[-1]._contexts
     before = ["set_device_memory", "set_optimization_profile_async", "set_tensor_address"]
     run = ["set_input_shape", "execute_async_v3"]
-    assert chunks._calls == [*before, *run * 2], "256 and 130 rows are one shape"
-    for captured in (window, *sparse):
-        assert captured._calls == [*before, *run]
-        assert len({tuple(ran.items()) for ran in captured._ran}) == 1
-    profiles = [context._profile for context in (chunks, window, *sparse)]
-    assert profiles == [1, 0, 0, 0, 0]
-    everything = (chunks, window, *sparse)
+    everything = (chunk, tail, window, *sparse)
+    for context in everything:
+        assert context._calls == [*before, *run]
+        assert len({tuple(ran.items()) for ran in context._ran}) == 1
+    assert [context._profile for context in everything] == [1, 1, 0, 0, 0, 0]
+    assert [len(context._ran) for context in everything] == [3, 1, 3, 3, 3, 3]
+    assert executor.captures == 5, "256 and 130 rows are one shape, 40 came once"
     assert len({context._memory for context in everything}) == 1
     assert len({tuple(context._addresses.items()) for context in everything}) == 1
 
     blocks, layers = 64, executor.model.num_layers
-    chunk_rows = [ran[contract.INPUT_IDS] for ran in chunks._ran]
-    assert chunk_rows == [(256,), (256,), (256,), (64,)]
+    assert [context._ran[0][contract.INPUT_IDS] for context in (chunk, tail)] == [(256,), (64,)]
+    assert [context._ran[0][contract.LOGIT_ROWS] for context in (chunk, tail)] == [(8,), (8,)]
     assert window._ran[0] == {
         "input_ids": (8,),
         "position_ids": (8,),
@@ -101,6 +101,17 @@ def test_contexts_and_what_is_set_in_them(make: Make, module: StandIn) -> None:
         }
         for size in (1, 2, 4)
     ]
+
+
+def test_chunks_that_are_not_captured_share_a_context(make: Make, module: StandIn) -> None:
+    executor = make(graphs=False)
+    batch = Batch(1, executor.model.vocab_size, executor.num_blocks)
+    for rows in (256, 130, 256, 40):
+        executor.forward(batch.step(Phase.DENSE, {0: (0, rows)}))
+    (chunks,) = module.engines[-1]._contexts
+    assert chunks._calls.count("set_input_shape") == 2, "256 and 130 rows are one shape"
+    assert [ran[contract.INPUT_IDS][0] for ran in chunks._ran] == [256, 256, 256, 64]
+    assert executor.captures == 0
 
 
 def test_the_addresses_are_the_caches(make: Make, module: StandIn) -> None:
