@@ -223,12 +223,24 @@ class ForwardLimits:
     together are thereby spread over several forwards, once; from then on their windows are
     staggered. ``mixed_rows``, at least as many, is all that a dense forward carries while anyone
     decodes. Sparse steps and dense forwards alternate, so it bounds the pause between two of them.
+    Rows of a prompt take longer the more context they see, twice as long at ``attention_context``
+    tokens; so that the pause stays as short, forwards that read a prompt from there on carry fewer.
     """
 
     num_tokens: int
     logit_rows: int
     rectify_rows: int
     mixed_rows: int
+    attention_context: int
+
+    def prompt_rows(self, start: int) -> int:
+        """Rows of a forward that reads a prompt from ``start`` on while anyone decodes.
+
+        Half of ``mixed_rows`` from ``attention_context`` on and a quarter from twice that on; fewer
+        would mostly wait for the weights and the context to be read once more.
+        """
+        halvings = min(2, (start // self.attention_context).bit_length())
+        return max(self.rectify_rows, self.mixed_rows >> halvings)
 
 
 def next_forward(
@@ -248,15 +260,16 @@ def next_forward(
     if sparse and (not dense or previous is Phase.DENSE):
         return Forward(Phase.SPARSE, tuple(sparse))
     decoding = any(not action.prefill for _, action in wanted)
-    rows = limits.mixed_rows if decoding else limits.num_tokens
-    rectify_rows, logit_rows = limits.rectify_rows, limits.logit_rows
+    most = limits.mixed_rows if decoding else limits.num_tokens
+    rows, rectify_rows, logit_rows = 0, limits.rectify_rows, limits.logit_rows
     taken: list[tuple[K, Action]] = []
     for key, action in sorted(dense, key=lambda item: item[1].prefill is not prefill_first):
-        room = rows if action.prefill else min(rows, rectify_rows)
+        bound = min(most, limits.prompt_rows(action.start)) if action.prefill and decoding else most
+        room = bound - rows if action.prefill else min(bound - rows, rectify_rows)
         part = action.first_rows(room) if action.prefill else action
         if 0 < part.num_rows <= room and part.num_logits <= logit_rows:
             taken.append((key, part))
-            rows -= part.num_rows
+            most, rows = bound, rows + part.num_rows
             rectify_rows -= 0 if part.prefill else part.num_rows
             logit_rows -= part.num_logits
     return Forward(Phase.DENSE, tuple(taken))

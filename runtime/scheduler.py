@@ -181,7 +181,8 @@ class Scheduler(Generic[S]):
         size = self.pool.block_size
         windows = [sequence.window, *(place.sequence.window for place in self._running)]
         prefill = sum(window.prefill_left for window in windows) - len(shared) * size
-        meanwhile = -(-prefill // self._limits.mixed_rows)
+        rows = self._limits.prompt_rows(max(w.length for w in windows if w.prefill_left))
+        meanwhile = -(-prefill // rows)
         meanwhile += max(window.replay_left for window in windows)
         growth = sum(
             place.cache.missing(_after(place.sequence, meanwhile)) for place in self._running

@@ -45,6 +45,7 @@ class Session:
                 logit_rows=limits.max_logit_rows,
                 rectify_rows=self.max_interval,
                 mixed_rows=max(rows, self.max_interval),
+                attention_context=executor.model.attention_context,
             ),
         )
         self._counted = Metrics(kv_blocks_total=self._pool.size)

@@ -190,7 +190,7 @@ class SchedulerConfig:
         Field(
             ge=1,
             description="rows of a dense pass, of prompts and windows together, while sequences "
-            "generate: bounds the pause between two tokens (at least one window's rows); while "
-            "none does, a pass takes max_num_tokens",
+            "generate: bounds the pause between two tokens (at least one window's rows; fewer far "
+            "into a long prompt); while none does, a pass takes max_num_tokens",
         ),
     ] = 512

@@ -105,6 +105,14 @@ class ModelConfig:
         """Columns of an attention output row."""
         return self.num_heads * self.head_dim
 
+    @property
+    def attention_context(self) -> int:
+        """Tokens of context that a row attends to with as many products as its layers' linears."""
+        linears = self.hidden_size * (
+            self.qkv_size + self.attention_size + 3 * self.intermediate_size
+        )
+        return linears // (2 * self.attention_size)
+
     def kv_bytes_per_token(self, block_size: int, bytes_per_element: int) -> float:
         """Cache bytes per token over all layers, summaries included."""
         keys_and_values = 2.0 * self.num_kv_heads * self.head_dim

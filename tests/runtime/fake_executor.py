@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from tests.builder.networks import tiny_model
 from trt_resa.blocks import attended_blocks, num_blocks
 from trt_resa.config import SparseAttentionConfig
 from trt_resa.contract import Phase, Step
@@ -32,7 +33,8 @@ def mix(*numbers: int) -> int:
 class FakeExecutor:
     """Logits depend on the cache for one token in four, so that most drafts are accepted."""
 
-    model = None
+    #: Attending to 25 tokens costs as much as its linears.
+    model = tiny_model(hidden_size=16, intermediate_size=16)
 
     def __init__(self, pool: int, sparse: SparseAttentionConfig, limits: Limits) -> None:
         self.num_blocks = pool

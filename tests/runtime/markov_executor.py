@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from tests.builder.networks import tiny_model
 from trt_resa.contract import Phase, Step
 from trt_resa.runtime.executors.deferred import ForwardQueue
 
@@ -11,7 +12,7 @@ from trt_resa.runtime.executors.deferred import ForwardQueue
 class MarkovExecutor:
     """``dense`` and ``sparse`` [vocab, vocab]: logits of the next token by the last one."""
 
-    model = None
+    model = tiny_model()
 
     def __init__(self, blocks: int, dense: torch.Tensor, sparse: torch.Tensor) -> None:
         self.num_blocks = blocks

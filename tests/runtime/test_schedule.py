@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,7 +85,9 @@ def test_an_ended_draft_is_verified_at_once() -> None:
 
 def test_a_long_prompt_comes_in_chunks_and_only_the_last_has_logits() -> None:
     window = Window("fused", 32, 10, 10)
-    limits = ForwardLimits(num_tokens=4, logit_rows=8, rectify_rows=4, mixed_rows=4)
+    limits = ForwardLimits(
+        num_tokens=4, logit_rows=8, rectify_rows=4, mixed_rows=4, attention_context=1
+    )
     chunks = []
     while window.exact < 10:
         forward = next_forward([(0, window.next_action())], limits, Phase.DENSE)
@@ -93,9 +98,49 @@ def test_a_long_prompt_comes_in_chunks_and_only_the_last_has_logits() -> None:
     assert window.length == 11
 
 
+MIXED = ForwardLimits(
+    num_tokens=2048, logit_rows=8, rectify_rows=32, mixed_rows=512, attention_context=1000
+)
+PROMPT = Action(Phase.DENSE, 0, 9000, Rows.LAST, prefill=True)
+STEP = Action(Phase.SPARSE, 99, 100, Rows.LAST)
+RECTIFICATION = Action(Phase.DENSE, 68, 100, Rows.LAST)
+
+
+@pytest.mark.parametrize(
+    ("start", "rows"),
+    [(0, 512), (999, 512), (1000, 256), (1999, 256), (2000, 128), (3999, 128), (8000, 128)],
+)
+def test_a_prompt_takes_fewer_rows_the_more_context_they_see(start: int, rows: int) -> None:
+    prompt = dataclasses.replace(PROMPT, start=start)
+    assert MIXED.prompt_rows(start) == rows
+    ((_, chunk),) = next_forward([(0, prompt), (1, STEP)], MIXED, Phase.SPARSE).actions
+    assert chunk.num_rows == rows
+    ((_, chunk),) = next_forward([(0, prompt)], MIXED, Phase.SPARSE).actions
+    assert chunk.num_rows == min(2048, 9000 - start), "nobody waits for it"
+
+
+def test_the_longest_context_bounds_a_forward_of_several_prompts() -> None:
+    late = dataclasses.replace(PROMPT, start=5000)
+    end = dataclasses.replace(PROMPT, start=5000, stop=5040)
+
+    def rows(*dense: Action, prefill_first: bool = False) -> list[int]:
+        wanted = [(0, STEP), *enumerate(dense, 1)]
+        forward = next_forward(wanted, MIXED, Phase.SPARSE, prefill_first)
+        return [action.num_rows for _, action in forward.actions]
+
+    assert rows(late, PROMPT) == [128]
+    assert rows(end, PROMPT) == [40, 88]
+    assert rows(dataclasses.replace(PROMPT, stop=100), late) == [100, 28]
+    assert rows(RECTIFICATION, late) == [32, 96]
+    assert rows(RECTIFICATION, late, prefill_first=True) == [128]
+    assert rows(RECTIFICATION, PROMPT, prefill_first=True) == [512]
+
+
 def test_windows_that_end_together_are_staggered_once() -> None:
     """Dense passes of equal windows spread over forwards and stay spread; nobody is skipped."""
-    limits = ForwardLimits(num_tokens=64, logit_rows=8, rectify_rows=8, mixed_rows=64)
+    limits = ForwardLimits(
+        num_tokens=64, logit_rows=8, rectify_rows=8, mixed_rows=64, attention_context=100
+    )
     windows = {name: Window("fused", 8, 1, 1) for name in range(4)}
     previous, together, dense = Phase.SPARSE, [], 0
     for _ in range(200):
@@ -131,6 +176,7 @@ def test_random_batches(specs, num_tokens, random) -> None:  # type: ignore[no-u
         logit_rows=max(8, len(specs)),
         rectify_rows=8,
         mixed_rows=num_tokens,
+        attention_context=random.choice((1, 10, 100)),
     )
     windows = {i: Window(mode, f, p, p, below) for i, (mode, f, p, below) in enumerate(specs)}
     previous, steps = Phase.SPARSE, dict.fromkeys(windows, 0)

@@ -52,7 +52,11 @@ def scheduler(
     pool: int, batch: int = 8, rows: int = 64, rectify: int = 8, mixed: int = 64
 ) -> Scheduler[Plain]:
     limits = ForwardLimits(
-        num_tokens=rows, logit_rows=batch, rectify_rows=rectify, mixed_rows=mixed
+        num_tokens=rows,
+        logit_rows=batch,
+        rectify_rows=rectify,
+        mixed_rows=mixed,
+        attention_context=1000,
     )
     return Scheduler(BlockPool(pool, BLOCK, reuse=True), batch, limits)
 

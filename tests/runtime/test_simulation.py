@@ -77,6 +77,7 @@ class Seen:
     replays: int = 0
     reused: int = 0
     mixed: int = 0
+    shortened: int = 0
     ahead: int = 0
     drift_rows: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -119,6 +120,10 @@ class Simulation:
             assert rectified <= self.rectify_rows
             if decoding:
                 assert rectified + prefill <= self.mixed_rows
+                starts = [action.start for action in actions if action.prefill]
+                bounds = [self._prompt_rows(start) for start in starts]
+                assert not bounds or rectified + prefill <= min(bounds)
+                self.seen.shortened += any(bound < self.mixed_rows for bound in bounds)
             self.seen.mixed += prefill > 0 and rectified > 0
         else:
             assert len({place.sequence.selection for place, _ in forward.actions}) == 1
@@ -126,6 +131,11 @@ class Simulation:
         self._check_blocks(forward)
         self._check_waits(forward)
         return forward
+
+    def _prompt_rows(self, start: int) -> int:
+        context = self.executor.model.attention_context
+        share = 1 if start < context else 2 if start < 2 * context else 4
+        return max(self.mixed_rows // share, self.rectify_rows)
 
     def _check_blocks(self, forward: Forward[Place[Sequence]]) -> None:
         holders = Counter(b for place in self.scheduler._running for b in place.cache.blocks)
@@ -243,6 +253,7 @@ def test_random_arrivals(requests: list[tuple[Request, Sequence]], seeds: range)
     assert seen.replays > often
     assert seen.reused > often
     assert seen.mixed > often
+    assert seen.shortened > often
     assert seen.ahead > 10 * often
     assert seen.drift_rows > often
     assert min(seen.reasons[reason] for reason in ("length", "stop", "cancelled")) > often
