@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from trt_resa.config import BuildConfig, KvCacheConfig, SparseAttentionConfig
 from trt_resa.contract import Phase, Step, max_logit_rows
 from trt_resa.engine_dir import EngineDirectory
 from trt_resa.runtime.executors.base import Executor, Limits
+from trt_resa.runtime.executors.buckets import ForwardShape
 from trt_resa.runtime.executors.engine_loading import Linears
+from trt_resa.runtime.executors.gpu_executor import GpuExecutor
 
 SPARSE = SparseAttentionConfig(min_blocks=4, rectify_interval=8, keep_ratio=0.25, dense_below=0)
 MAX_SEQ_LEN = 1024
@@ -125,6 +128,31 @@ def a_loop(batch: Batch) -> Iterator[Step]:
             for seq in members:
                 yield batch.step(Phase.DENSE, {seq: (at[seq] - 7, at[seq])}, all_logits=turn == 6)
     yield batch.step(Phase.DENSE, {seq: (at[seq], at[seq] + 1) for seq in (1, 2)})
+
+
+def chunks(batch: Batch, prompts: dict[int, int], rows: int) -> Iterator[Step]:
+    """Prompts of so many tokens, read in turn; a row of each sequence before goes with a chunk."""
+    for seq, length in prompts.items():
+        for start in range(0, length, rows):
+            spans = {other: (prompts[other], prompts[other] + 1) for other in range(seq)}
+            yield batch.step(Phase.DENSE, {**spans, seq: (start, min(start + rows, length))})
+
+
+def check_captures_of_chunks(graphs: GpuExecutor, single: GpuExecutor) -> None:
+    """A chunk is captured on the second of its shape and has the bits of single launches; later
+    prompts of other lengths capture nothing."""
+    batch = Batch(4, graphs.model.vocab_size, graphs.num_blocks)
+    seen: Counter[ForwardShape] = Counter()
+    for step in chunks(batch, {0: 700, 1: 650, 2: 690, 3: 600}, 150):
+        assert torch.equal(graphs.forward(step), single.forward(step))
+        seen[graphs.buckets.shape_of(step)] += 1
+        assert graphs.captures == sum(count > 1 for count in seen.values())
+    captured = graphs.captures
+    assert 1 < captured < len(seen), "no shape came once, or none recurred"
+    for step in chunks(batch, {0: 900, 1: 900, 2: 750, 3: 900}, 150):
+        assert torch.equal(graphs.forward(step), single.forward(step))
+    assert graphs.captures == captured
+    assert single.captures == 0
 
 
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -18,16 +17,17 @@ from tests.runtime.rtx_engines import (
     Batch,
     a_loop,
     build_tiny,
+    check_captures_of_chunks,
+    chunks,
     executors,
     limits_of,
     relative_error,
 )
 from trt_resa.config import KvCacheConfig
-from trt_resa.contract import Phase, Step
+from trt_resa.contract import Phase
 from trt_resa.engine_dir import EngineDirectory
 from trt_resa.errors import RequestError
 from trt_resa.runtime.executors.base import Executor
-from trt_resa.runtime.executors.buckets import ForwardShape
 
 pytestmark = pytest.mark.gpu
 
@@ -95,30 +95,10 @@ def test_a_replay_gives_the_bits_of_single_launches(make: Make) -> None:
     assert single.captures == 0
 
 
-def chunks(batch: Batch, prompts: dict[int, int], rows: int) -> Iterator[Step]:
-    """Prompts of so many tokens, read in turn; a row of each sequence before goes with a chunk."""
-    for seq, length in prompts.items():
-        for start in range(0, length, rows):
-            spans = {other: (prompts[other], prompts[other] + 1) for other in range(seq)}
-            yield batch.step(Phase.DENSE, {**spans, seq: (start, min(start + rows, length))})
-
-
 def test_chunks_of_growing_prompts_are_captured_once(make: Make) -> None:
-    """On the second of a shape, with the bits of single launches; later prompts capture nothing."""
     graphs, _ = make()
     single, _ = make(graphs=False)
-    batch = Batch(4, graphs.model.vocab_size, graphs.num_blocks)
-    steps = list(chunks(batch, {0: 700, 1: 650, 2: 690, 3: 600}, 150))
-    seen: Counter[ForwardShape] = Counter()
-    for step in steps:
-        assert torch.equal(graphs.forward(step), single.forward(step))
-        seen[graphs.buckets.shape_of(step)] += 1
-        assert graphs.captures == sum(count > 1 for count in seen.values())
-    captured = graphs.captures
-    assert 1 < captured < len(seen), "no shape came once, or none recurred"
-    for step in chunks(batch, {0: 900, 1: 900, 2: 750, 3: 900}, 150):
-        assert torch.equal(graphs.forward(step), single.forward(step))
-    assert graphs.captures == captured
+    check_captures_of_chunks(graphs, single)
 
 
 def test_the_host_submits_a_captured_chunk_ahead(make: Make) -> None:

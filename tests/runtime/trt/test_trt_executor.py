@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.runtime.rtx_engines import SPARSE, Batch, a_loop, limits_of
+from tests.runtime.rtx_engines import (
+    SPARSE,
+    Batch,
+    a_loop,
+    check_captures_of_chunks,
+    limits_of,
+)
 from trt_resa import LLM, contract
 from trt_resa.config import KvCacheConfig
 from trt_resa.contract import INPUTS, Phase
@@ -101,6 +107,10 @@ def test_contexts_and_what_is_set_in_them(make: Make, module: StandIn) -> None:
         }
         for size in (1, 2, 4)
     ]
+
+
+def test_chunks_of_growing_prompts_are_captured_once(make: Make) -> None:
+    check_captures_of_chunks(make(), make(graphs=False))
 
 
 def test_chunks_that_are_not_captured_share_a_context(make: Make, module: StandIn) -> None:
