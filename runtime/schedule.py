@@ -221,7 +221,8 @@ class ForwardLimits:
 
     ``rectify_rows`` bounds the dense passes of decoding sequences. Sequences whose windows end
     together are thereby spread over several forwards, once; from then on their windows are
-    staggered. ``mixed_rows``, at least as many, is all that a dense forward carries while anyone
+    staggered. While a prompt is read they are not: whoever waited would wait for one more chunk of
+    it, and a window costs little beside a chunk. ``mixed_rows``, at least as many, is all that a dense forward carries while anyone
     decodes. Sparse steps and dense forwards alternate, so it bounds the pause between two of them.
     Rows of a prompt take longer the more context they see, twice as long at ``attention_context``
     tokens; so that the pause stays as short, forwards that read a prompt from there on carry fewer.
@@ -261,7 +262,9 @@ def next_forward(
         return Forward(Phase.SPARSE, tuple(sparse))
     decoding = any(not action.prefill for _, action in wanted)
     most = limits.mixed_rows if decoding else limits.num_tokens
-    rows, rectify_rows, logit_rows = 0, limits.rectify_rows, limits.logit_rows
+    reading = any(action.prefill for _, action in dense)
+    rows, rectify_rows = 0, most if reading else limits.rectify_rows
+    logit_rows = limits.logit_rows
     taken: list[tuple[K, Action]] = []
     for key, action in sorted(dense, key=lambda item: item[1].prefill is not prefill_first):
         bound = min(most, limits.prompt_rows(action.start)) if action.prefill and decoding else most

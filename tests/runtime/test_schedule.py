@@ -136,6 +136,16 @@ def test_the_longest_context_bounds_a_forward_of_several_prompts() -> None:
     assert rows(RECTIFICATION, PROMPT, prefill_first=True) == [512]
 
 
+def test_windows_wait_for_one_another_but_not_for_a_second_chunk() -> None:
+    def rows(*dense: Action) -> list[int]:
+        forward = next_forward([(0, STEP), *enumerate(dense, 1)], MIXED, Phase.SPARSE)
+        return [action.num_rows for _, action in forward.actions]
+
+    assert rows(*[RECTIFICATION] * 3) == [32]
+    assert rows(*[RECTIFICATION] * 3, PROMPT) == [32, 32, 32, 416]
+    assert rows(*[RECTIFICATION] * 3, dataclasses.replace(PROMPT, start=5000)) == [32, 32, 32, 32]
+
+
 def test_windows_that_end_together_are_staggered_once() -> None:
     """Dense passes of equal windows spread over forwards and stay spread; nobody is skipped."""
     limits = ForwardLimits(

@@ -117,7 +117,8 @@ class Simulation:
         prefill = sum(action.num_rows for action in actions if action.prefill)
         if forward.phase is Phase.DENSE:
             rectified = sum(action.num_rows for action in actions if not action.prefill)
-            assert rectified <= self.rectify_rows
+            reading = any(action is not None and action.prefill for action in wanted)
+            assert rectified <= (self.mixed_rows if reading else self.rectify_rows)
             if decoding:
                 assert rectified + prefill <= self.mixed_rows
                 starts = [action.start for action in actions if action.prefill]
