@@ -222,10 +222,11 @@ class ForwardLimits:
     ``rectify_rows`` bounds the dense passes of decoding sequences. Sequences whose windows end
     together are thereby spread over several forwards, once; from then on their windows are
     staggered. While a prompt is read they are not: whoever waited would wait for one more chunk of
-    it, and a window costs little beside a chunk. ``mixed_rows``, at least as many, is all that a dense forward carries while anyone
-    decodes. Sparse steps and dense forwards alternate, so it bounds the pause between two of them.
-    Rows of a prompt take longer the more context they see, twice as long at ``attention_context``
-    tokens; so that the pause stays as short, forwards that read a prompt from there on carry fewer.
+    it, and a window costs little beside a chunk. ``mixed_rows``, at least as many, is all that a
+    dense forward carries while anyone decodes. Sparse steps and dense forwards alternate, so it
+    bounds the pause between two of them. Rows of a prompt take longer the more context they see,
+    twice as long at ``attention_context`` tokens; so that the pause stays as short, forwards that
+    read a prompt from there on carry fewer.
     """
 
     num_tokens: int
