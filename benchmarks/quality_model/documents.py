@@ -15,30 +15,35 @@ from trt_resa.runtime.quality.texts import machine_texts
 
 #: Seeds from here on are for training; ``trt-resa eval`` counts up from 0.
 FIRST_SEED = 1_000_000
+TASKS = (*RETRIEVAL_TASKS, *CHAIN_TASKS)
 TEXT = "text"
 #: How often each kind is drawn.
 WEIGHTS = {
-    "single": 1,
-    "multi_key": 4,
-    "multi_value": 2,
-    "variable_tracking": 2,
-    "arithmetic": 2,
-    "lists": 2,
-    TEXT: 1,
+    "single": 1.0,
+    "multi_key": 4.0,
+    "multi_value": 1.5,
+    "variable_tracking": 1.5,
+    "arithmetic": 1.5,
+    "lists": 3.0,
+    TEXT: 0.5,
 }
 #: Questions about one text, at most: many, so that a long text teaches more than one answer.
-_QUESTIONS = 8
+_QUESTIONS = 12
 #: A chain's document ends here: an answer of some 4,000 tokens.
-_LONGEST_CHAIN = 8192
+LONGEST_CHAIN = 8192
 
 
 class Kind(IntEnum):
-    """What a token is for; the loss weighs each kind by itself, as they differ in number."""
+    """What a token is for: what a task gives, a text, or the answer of a task."""
 
     CONTEXT = 0
-    RETRIEVED = 1
-    CHAIN = 2
-    TEXT = 3
+    TEXT = 1
+    SINGLE = 2
+    MULTI_KEY = 3
+    MULTI_VALUE = 4
+    VARIABLE_TRACKING = 5
+    ARITHMETIC = 6
+    LISTS = 7
 
 
 @dataclass(frozen=True)
@@ -53,11 +58,12 @@ Document = tuple[list[int], list[int]]
 
 def task_pieces(task: str, seed: int, size: int, depth: float) -> list[Piece]:
     """One document of a task, of ``size`` sentences or steps, as eval asks it."""
+    kind = Kind[task.upper()]
     if task in CHAIN_TASKS:
-        return _asked([CHAIN_TASKS[task](seed, size)], Kind.CHAIN)
+        return _asked([CHAIN_TASKS[task](seed, size)], kind)
     questions = retrieval_questions(task, seed, size, depth)
     random.Random(seed).shuffle(questions)
-    return _asked(questions[:_QUESTIONS], Kind.RETRIEVED)
+    return _asked(questions[:_QUESTIONS], kind)
 
 
 def _asked(samples: Sequence[Sample], kind: Kind) -> list[Piece]:
@@ -74,7 +80,7 @@ def _asked(samples: Sequence[Sample], kind: Kind) -> list[Piece]:
 
 @dataclass(frozen=True)
 class _Line:
-    """Tokens of a task's document as its size grows: ``base + slope * size``."""
+    """About the tokens of a task's document as its size grows: ``base + slope * size``."""
 
     base: float
     slope: float
@@ -85,25 +91,37 @@ class Documents:
 
     def __init__(self, encode: Callable[[str], list[int]]) -> None:
         self._encode = encode
-        self._lines = {task: self._line(task) for task in (*RETRIEVAL_TASKS, *CHAIN_TASKS)}
+        self._lines = {task: self._line(task) for task in TASKS}
 
     @functools.cached_property
     def _texts(self) -> list[list[int]]:
         return [self._encode(text) for text in machine_texts().values()]
 
     def draw(self, rng: random.Random, room: int) -> Document:
-        """A document of at most ``room`` tokens."""
-        kinds = [kind for kind in WEIGHTS if kind == TEXT or self._size(kind, room) > 0]
+        """A document of at most ``room`` tokens, and nearly so many."""
+        kinds = [kind for kind in WEIGHTS if kind == TEXT or self.fits(kind, room)]
         kind = rng.choices(kinds, [WEIGHTS[kind] for kind in kinds])[0]
-        if kind == TEXT:
-            return self.text(rng, room)
-        found = self.task(kind, rng, room)
-        return found if len(found[0]) <= room else self.text(rng, room)
+        return self.text(rng, room) if kind == TEXT else self.task(kind, rng, room)
+
+    def fits(self, task: str, room: int) -> bool:
+        """Whether a document of ``task`` can have ``room`` tokens."""
+        return self._size(task, room) > 1
 
     def task(self, task: str, rng: random.Random, room: int) -> Document:
-        """A document of about ``room`` tokens, sometimes more."""
-        seed = rng.randrange(FIRST_SEED, 1 << 60)
-        pieces = task_pieces(task, seed, max(1, self._size(task, room)), rng.random())
+        """A document of at most ``room`` tokens, and nearly so many; a chain has 8,192 at most.
+
+        Never cut off: an answer cut at a certain length would teach that answers end there.
+        """
+        room = min(room, LONGEST_CHAIN) if task in CHAIN_TASKS else room
+        seed, depth = rng.randrange(FIRST_SEED, 1 << 60), rng.random()
+        size = max(1, self._size(task, room))
+        while len((found := self._encoded(task_pieces(task, seed, size, depth)))[0]) > room:
+            if size == 1:
+                raise ValueError(f"a document of task {task} does not fit {room} tokens")
+            size = max(1, min(size - 1, int(size * room / len(found[0]))))
+        return found
+
+    def _encoded(self, pieces: Sequence[Piece]) -> Document:
         ids, kinds = list[int](), list[int]()
         for piece in pieces:
             more = self._encode(piece.text)
@@ -120,11 +138,10 @@ class Documents:
 
     def _size(self, task: str, room: int) -> int:
         line = self._lines[task]
-        room = min(room, _LONGEST_CHAIN) if task in CHAIN_TASKS else room
-        return int((0.97 * room - line.base) / line.slope)
+        return int((0.98 * room - line.base) / line.slope)
 
     def _line(self, task: str) -> _Line:
-        small, large = 10, 90
+        small, large = 10, 300
         lengths = [
             sum(len(self._encode(p.text)) for p in task_pieces(task, FIRST_SEED, size, 0.5))
             for size in (small, large)
