@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from trt_resa.model_config import RopeConfig
 from trt_resa.network import Segment
 from trt_resa.rtx import VERSION, create_context, load_engine, trt
 from trt_resa.tables import segment_bytes
-from trt_resa.values import value_specs
+from trt_resa.values import ValueSpec, value_specs
 
 MODEL = tiny_model(
     "qwen2",
@@ -77,14 +77,19 @@ def read_gb_per_s() -> float:
 
 
 def engine_us(
-    engine: trt.ICudaEngine, segment: Segment, dtype: str, profile: int, rows: int
+    engine: trt.ICudaEngine,
+    segment: Segment,
+    specs: Mapping[str, ValueSpec],
+    profile: int,
+    rows: int,
 ) -> float:
     context = create_context(engine)
     context.set_optimization_profile_async(profile, torch.cuda.current_stream().cuda_stream)
-    specs = value_specs(network_of(MODEL, dtype), MODEL, dtype)
     alive = []
     for name in (*segment.inputs, *segment.outputs):
-        tensor = torch.randn(rows, specs[name].columns, device="cuda").to(TORCH_TYPES[dtype])
+        tensor = torch.randn(rows, specs[name].columns, device="cuda").to(
+            TORCH_TYPES[specs[name].dtype]
+        )
         alive.append(tensor)
         if name in segment.inputs:
             assert context.set_input_shape(name, tuple(tensor.shape))
@@ -134,7 +139,7 @@ def main() -> None:
         moved = segment_bytes(segment)
         print(f"\n{dtype}, INT4 {int4 or 'none'}: {moved / 1e6:.0f} MB of weights")
         for profile, rows in SHAPES:
-            time = engine_us(engine, segment, dtype, profile, rows)
+            time = engine_us(engine, segment, specs, profile, rows)
             if int4 is None and (dtype, rows) not in baseline:
                 baseline[dtype, rows] = torch_us(weights, dtype, rows)
             rate = moved / time / 1e3

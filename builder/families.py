@@ -76,25 +76,35 @@ def decoder(graph: Graph, model: ModelConfig) -> str:
     q, kv = model.attention_size, model.num_kv_heads * model.head_dim
     hidden_size, inner = model.hidden_size, model.intermediate_size
 
-    hidden = graph.embedding("embedding", INPUT_IDS, EMBEDDING)
+    # The residual stream is in fp32 where no kernel of an INT4 linear adds to it.
+    wide = not any(
+        graph.is_int4(f"model.layers.{i}.{module}", hidden_size, k)
+        for i in range(model.num_layers)
+        for module, k in (("self_attn.o_proj", q), ("mlp.down_proj", inner))
+    )
+    hidden = graph.embedding("embedding", INPUT_IDS, EMBEDDING, wide)
     for i in range(model.num_layers):
         at = f"layers.{i}"
         attn, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
 
         x = graph.rms_norm(f"{at}.input_norm", hidden, f"model.layers.{i}.input_layernorm")
         qkv = [f"{attn}.q_proj", f"{attn}.k_proj", f"{attn}.v_proj"]
-        x = graph.linear(f"{at}.qkv", x, qkv, [q, kv, kv], hidden_size, model.qkv_bias)
+        x = graph.linear(f"{at}.qkv", x, qkv, [q, kv, kv], hidden_size, bias=model.qkv_bias)
         x = graph.attention(f"{at}.attention", x, i, f"{attn}.q_norm", f"{attn}.k_norm")
-        x = graph.linear(f"{at}.o", x, [f"{attn}.o_proj"], [hidden_size], q, model.output_bias)
+        o = [f"{attn}.o_proj"]
+        x = graph.linear(f"{at}.o", x, o, [hidden_size], q, bias=model.output_bias, wide=wide)
         hidden = graph.add(f"{at}.attention_residual", hidden, x)
 
         post = f"model.layers.{i}.post_attention_layernorm"
         x = graph.rms_norm(f"{at}.mlp_norm", hidden, post)
         gate_up = [f"{mlp}.gate_proj", f"{mlp}.up_proj"]
-        x = graph.linear(f"{at}.gate_up", x, gate_up, [inner, inner], hidden_size, model.mlp_bias)
-        x = graph.swiglu(f"{at}.swiglu", x)
         x = graph.linear(
-            f"{at}.down", x, [f"{mlp}.down_proj"], [hidden_size], inner, model.mlp_bias
+            f"{at}.gate_up", x, gate_up, [inner, inner], hidden_size, bias=model.mlp_bias
+        )
+        x = graph.swiglu(f"{at}.swiglu", x)
+        down = [f"{mlp}.down_proj"]
+        x = graph.linear(
+            f"{at}.down", x, down, [hidden_size], inner, bias=model.mlp_bias, wide=wide
         )
         hidden = graph.add(f"{at}.mlp_residual", hidden, x)
 
@@ -102,8 +112,9 @@ def decoder(graph: Graph, model: ModelConfig) -> str:
     x = graph.gather_rows("last_rows", hidden, LOGIT_ROWS)
     x = graph.rms_norm("norm", x, "model.norm")
     head = EMBEDDING if model.tie_word_embeddings else LM_HEAD
-    x = graph.linear("lm_head", x, [head], [model.vocab_size], hidden_size, bias=False)
-    return graph.to_float32(LOGITS, x)
+    return graph.linear(
+        "lm_head", x, [head], [model.vocab_size], hidden_size, wide=True, output=LOGITS
+    )
 
 
 def describe(checkpoint: Checkpoint, build: BuildConfig) -> Description:

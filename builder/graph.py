@@ -29,10 +29,14 @@ class Graph:
         self._dtype = dtype
         self._int4_form = int4_form
 
-    def embedding(self, name: str, ids: str, module: str) -> str:
+    def is_int4(self, module: str, n: int, k: int) -> bool:
+        """Whether the linear of this module, [n, k], has INT4 weights."""
+        return self._int4_form([module], [n], k) is not None
+
+    def embedding(self, name: str, ids: str, module: str, wide: bool) -> str:
         shape = (self._model.vocab_size, self._model.hidden_size)
         weight = self._weight(f"{name}.weight", [f"{module}.weight"], [shape])
-        return self._emit("embedding", (ids,), name, {"weight": weight})
+        return self._emit("embedding", (ids,), name, {"weight": weight}, {"wide": wide})
 
     def rms_norm(self, name: str, x: str, module: str) -> str:
         weight = self._norm_weight(name, module, self._model.hidden_size)
@@ -40,9 +44,19 @@ class Graph:
         return self._emit("rms_norm", (x,), name, {"weight": weight}, eps)
 
     def linear(
-        self, name: str, x: str, modules: Sequence[str], rows: Sequence[int], k: int, bias: bool
+        self,
+        name: str,
+        x: str,
+        modules: Sequence[str],
+        rows: Sequence[int],
+        k: int,
+        *,
+        bias: bool = False,
+        wide: bool = False,
+        output: str | None = None,
     ) -> str:
-        """x [T, k] @ W.T with W [sum(rows), k]."""
+        """x [T, k] @ W.T with W [sum(rows), k]; its weights are named after ``name``, and so is its
+        result unless ``output`` is given."""
         shapes = [(n, k) for n in rows]
         sources = [f"{module}.weight" for module in modules]
         offsets = self._int4_form(modules, rows, k)
@@ -60,7 +74,7 @@ class Graph:
         if bias:
             biases = [f"{module}.bias" for module in modules]
             weights["bias"] = self._weight(f"{name}.bias", biases, [(n,) for n in rows])
-        return self._emit("linear", (x,), name, weights)
+        return self._emit("linear", (x,), output or name, weights, {"wide": wide})
 
     def attention(self, name: str, qkv: str, layer: int, q_norm: str, k_norm: str) -> str:
         weights = {}
@@ -79,9 +93,6 @@ class Graph:
 
     def gather_rows(self, name: str, x: str, rows: str) -> str:
         return self._emit("gather_rows", (x, rows), name)
-
-    def to_float32(self, name: str, x: str) -> str:
-        return self._emit("to_float32", (x,), name)
 
     def _norm_weight(self, name: str, module: str, size: int) -> Weight:
         return self._weight(f"{name}.weight", [f"{module}.weight"], [(size,)])

@@ -75,10 +75,10 @@ def check_output(output: Path, overwrite: bool) -> None:
 
 
 def _model(planned: Plan, weights: _DataFile) -> onnx.ModelProto:
-    layers = OnnxLayers(planned.model, planned.sparse, planned.build.dtype, weights)
+    specs = planned.specs
+    layers = OnnxLayers(planned.model, planned.sparse, planned.build.dtype, specs, weights)
     for node in _with_weights(planned, weights):
         layers.add(node)
-    specs = planned.specs
     # The checker knows no shapes of another domain's nodes.
     attention = [specs[node.output] for node in planned.network.attention_nodes]
     graph = helper.make_graph(

@@ -1,9 +1,9 @@
 """Emits the nodes of a network as ONNX nodes, with attention as the plugin's node.
 
 Only operators that TensorRT's parser has known for long are used: RMS norm and SwiGLU are spelled
-out, with their insides in fp32, as the TensorRT flavours compute them. An INT4 linear is a
-DequantizeLinear with block scales; its offsets are added behind the product, since TensorRT takes
-no zero points there.
+out, with their insides in fp32, and fp16 products stand between casts (``trt_layers`` says why). An
+INT4 linear is a DequantizeLinear with block scales; its offsets are added behind the product, since
+TensorRT takes no zero points there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trt_resa.config import SparseAttentionConfig
 from trt_resa.model_config import ModelConfig
 from trt_resa.network import ATTENTION, INT4_BLOCK, Node, Weight
 from trt_resa.rope import inverse_frequencies
-from trt_resa.values import linear_size
+from trt_resa.values import ValueSpec, is_wide, linear_size
 
 TYPES = {
     "int8": TensorProto.INT8,
@@ -52,6 +52,7 @@ class OnnxLayers:
         model: ModelConfig,
         sparse: SparseAttentionConfig,
         dtype: str,
+        specs: Mapping[str, ValueSpec],
         initializers: Initializers,
     ) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -59,6 +60,7 @@ class OnnxLayers:
         self._model = model
         self._sparse = sparse
         self._dtype = dtype
+        self._specs = specs
         self._initializers = initializers
         self._constant(
             plugin_fields.INV_FREQ, inverse_frequencies(model.rope)[0].numpy().astype(np.float32)
@@ -69,12 +71,15 @@ class OnnxLayers:
 
     def _embedding(self, node: Node) -> None:
         table = self._initializers.weight(node.weights["weight"])
-        self._emit("Gather", [table, node.inputs[0]], node.output, axis=0)
+        self._emit("Gather", [table, node.inputs[0]], self._before_widening(node), axis=0)
+        self._widen(node)
 
     def _rms_norm(self, node: Node) -> None:
         at = node.output
         eps = self._constant(f"{at}.eps", np.float32(node.attributes["eps"]))
-        x = self._cast(node.inputs[0], "float32", f"{at}/x")
+        x = node.inputs[0]
+        if self._specs[x].dtype != "float32":
+            x = self._cast(x, "float32", f"{at}/x")
         square = self._emit("Mul", [x, x], f"{at}/square")
         mean = self._emit("ReduceMean", [square, self._last_axis()], f"{at}/mean", keepdims=1)
         rms = self._emit("Sqrt", [self._emit("Add", [mean, eps], f"{at}/biased")], f"{at}/rms")
@@ -85,12 +90,26 @@ class OnnxLayers:
         self._narrow("Mul", [normed, gain], at)
 
     def _linear(self, node: Node) -> None:
-        x, at, weights = node.inputs[0], node.output, node.weights
-        bias = [self._initializers.weight(weights["bias"])] if "bias" in weights else []
-        if "qweight" not in weights:
-            w = self._initializers.weight(weights["weight"])
-            self._emit("Gemm", [x, w, *bias], at, transB=1)
+        if "qweight" in node.weights:
+            self._int4_linear(node)
             return
+        x, at = node.inputs[0], self._before_widening(node)
+        w, bias = self._initializers.weight(node.weights["weight"]), self._bias(node)
+        if self._dtype == "float16":
+            wide_x = self._cast(x, "float32", f"{at}/wide_x")
+            wide_w = self._cast(w, "float32", f"{at}/wide_weight")
+            y = self._emit("Gemm", [wide_x, wide_w], f"{at}/wide", transB=1)
+            y = self._cast(y, "float16", f"{at}/product" if bias else at)
+            self._sum_into(at, y, bias)
+        else:
+            self._emit("Gemm", [x, w, *bias], at, transB=1)
+        self._widen(node)
+
+    def _bias(self, node: Node) -> list[str]:
+        return [self._initializers.weight(node.weights["bias"])] if "bias" in node.weights else []
+
+    def _int4_linear(self, node: Node) -> None:
+        x, at, weights = node.inputs[0], node.output, node.weights
         scales = self._initializers.weight(weights["scales"])
         w = self._emit(
             "DequantizeLinear",
@@ -99,7 +118,7 @@ class OnnxLayers:
             axis=0,
             block_size=INT4_BLOCK,
         )
-        terms = [*bias]
+        terms = self._bias(node)
         if "offsets" in weights:
             terms.append(self._offsets_share(node))
         self._sum_into(at, self._emit("MatMul", [x, w], f"{at}/product" if terms else at), terms)
@@ -135,9 +154,6 @@ class OnnxLayers:
     def _gather_rows(self, node: Node) -> None:
         self._emit("Gather", node.inputs, node.output, axis=0)
 
-    def _to_float32(self, node: Node) -> None:
-        self._emit("Cast", node.inputs, node.output, to=TensorProto.FLOAT)
-
     def _attention(self, node: Node) -> None:
         norms = [
             self._initializers.weight(node.weights[role])
@@ -151,6 +167,15 @@ class OnnxLayers:
             domain=plugin_fields.PLUGIN_NAMESPACE,
             **plugin_fields.field_values(node, self._model, self._sparse),
         )
+
+    def _before_widening(self, node: Node) -> str:
+        """Name of the node's result in the network's dtype."""
+        widened = is_wide(node) and self._dtype != "float32"
+        return f"{node.output}/narrow" if widened else node.output
+
+    def _widen(self, node: Node) -> None:
+        if (narrow := self._before_widening(node)) != node.output:
+            self._cast(narrow, "float32", node.output)
 
     def _sum_into(self, output: str, first: str, terms: Sequence[str]) -> None:
         for index, term in enumerate(terms):
@@ -196,6 +221,5 @@ _EMITTERS: Mapping[str, Callable[[OnnxLayers, Node], None]] = {
     "swiglu": OnnxLayers._swiglu,
     "add": OnnxLayers._add,
     "gather_rows": OnnxLayers._gather_rows,
-    "to_float32": OnnxLayers._to_float32,
     ATTENTION: OnnxLayers._attention,
 }

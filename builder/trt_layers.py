@@ -1,8 +1,13 @@
 """Emits the nodes of a network as layers of a strongly typed TensorRT network.
 
-Written once for both flavours: ``trt`` is the module ``tensorrt`` or ``tensorrt_rtx``. Activations
-stay in the network's dtype between layers; inside, RMS norm, SwiGLU and the sums of an INT4
-linear's offsets are computed in fp32, which costs nothing since they fuse into one kernel.
+Written once for both flavours: ``trt`` is the module ``tensorrt`` or ``tensorrt_rtx``. Between
+layers activations have the types of ``trt_resa.values``; inside, RMS norm, SwiGLU and the sums of
+an INT4 linear's offsets are computed in fp32, which costs nothing since they fuse into one kernel.
+
+TensorRT may add up a GEMM of fp16 in fp16. Where its inputs are cast to fp32 and its result back,
+it makes one kernel of that which reads fp16 and adds up in fp32. The cast back belongs to the
+pattern: without it TensorRT stores the weights in fp32. So the result of a wide linear is cast back
+and forth, and TensorRT leaves that out where it can, as at the head.
 """
 
 from __future__ import annotations
@@ -15,7 +20,7 @@ import torch
 
 from trt_resa.contract import TensorSpec
 from trt_resa.network import INT4_BLOCK, Node
-from trt_resa.values import ValueSpec, linear_size
+from trt_resa.values import ValueSpec, is_wide, linear_size
 
 Tensor = Any  # trt.ITensor; the bindings carry no types
 
@@ -69,7 +74,9 @@ class Layers:
             self._network.mark_output(self._values[name])
 
     def _embedding(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
-        return self._output("gather", self._weight(node, "weight"), inputs[0], 0)
+        return self._widened(
+            node, self._output("gather", self._weight(node, "weight"), inputs[0], 0)
+        )
 
     def _rms_norm(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         x = self._cast(inputs[0], self._trt.float32)
@@ -79,20 +86,29 @@ class Layers:
         rms = self._output(
             "unary", self._elementwise("SUM", mean, eps), self._trt.UnaryOperation.SQRT
         )
-        gain = self._constant(self._weights[node.weights["weight"].name].float()[None])
+        weight = self._weights[node.weights["weight"].name]
+        gain = self._constant(weight.float()[None])
         y = self._elementwise("PROD", self._elementwise("DIV", x, rms), gain)
-        return self._cast(y, inputs[0].dtype)
+        return self._cast(y, self._type_of(weight))
 
     def _linear(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         x = inputs[0]
         if "qweight" in node.weights:
             y = self._int4_product(node, x)
         else:
-            y = self._product(x, self._weight(node, "weight"), self._trt.MatrixOperation.TRANSPOSE)
+            y = self._plain_product(x, self._weight(node, "weight"))
         if "bias" in node.weights:
             bias = self._constant(self._weights[node.weights["bias"].name][None])
             y = self._elementwise("SUM", y, bias)
-        return y
+        return self._widened(node, y)
+
+    def _plain_product(self, x: Tensor, w: Tensor) -> Tensor:
+        """x @ w.T with its sums in fp32."""
+        dtype, transpose = x.dtype, self._trt.MatrixOperation.TRANSPOSE
+        if dtype != self._trt.float16:  # of the others none is added up in less than fp32
+            return self._product(x, w, transpose)
+        x, w = (self._cast(tensor, self._trt.float32) for tensor in (x, w))
+        return self._cast(self._product(x, w, transpose), dtype)
 
     def _int4_product(self, node: Node, x: Tensor) -> Tensor:
         """x @ (q * scales + offsets), the offsets outside the weight-only GEMM.
@@ -143,8 +159,8 @@ class Layers:
     def _gather_rows(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
         return self._output("gather", *inputs, 0)
 
-    def _to_float32(self, node: Node, inputs: Sequence[Tensor]) -> Tensor:
-        return self._cast(inputs[0], self._trt.float32)
+    def _widened(self, node: Node, y: Tensor) -> Tensor:
+        return self._cast(y, self._trt.float32) if is_wide(node) else y
 
     def _output(self, layer: str, *arguments: Any) -> Tensor:
         return getattr(self._network, f"add_{layer}")(*arguments).get_output(0)
@@ -168,7 +184,9 @@ class Layers:
         tensor = tensor.contiguous()
         self._alive.append(tensor)
         shape = tuple(tensor.shape) if shape is None else shape
-        if dtype is None:
-            dtype = getattr(self._trt, _TORCH_TYPES[tensor.dtype])
+        dtype = self._type_of(tensor) if dtype is None else dtype
         weights = self._trt.Weights(dtype, tensor.data_ptr(), math.prod(shape))
         return self._output("constant", shape, weights)
+
+    def _type_of(self, tensor: torch.Tensor) -> Any:
+        return getattr(self._trt, _TORCH_TYPES[tensor.dtype])

@@ -33,7 +33,7 @@ from trt_resa.network import Network
 from trt_resa.validation import STRICT, parse
 
 #: Version of the directory's format; a change of layout or of a key's meaning raises it.
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 CONFIG = "config.json"
 NETWORK = "network.json"

@@ -4,21 +4,25 @@ The builder traces a model family into a ``Network``; the TensorRT flavours emit
 the torch executor interprets it, so both run the same description. ``segments`` cuts it at the
 attention nodes.
 
-Operators (x is [T, columns] in the network's dtype unless said otherwise):
+Operators (x is [T, columns]; results are in the network's dtype unless said otherwise):
 
 =============  ======================  ======================================================
 op             inputs                  result; weights and attributes
 =============  ======================  ======================================================
-embedding      input_ids               rows of ``weight`` [vocab, hidden]
+embedding      input_ids               rows of ``weight`` [vocab, hidden]; attribute ``wide``
 rms_norm       x                       x / rms(x) in fp32, times ``weight``; attribute ``eps``
-linear         x                       x @ W.T (+ ``bias`` [N]); W is ``weight`` [N, K], or INT4
+linear         x                       x @ W.T (+ ``bias`` [N]); W is ``weight`` [N, K], or INT4;
+                                       attribute ``wide``
 swiglu         x [T, 2 I]              silu(x[:, :I]) * x[:, I:]
-add            x, y                    x + y
+add            x, y                    x + y, in the type of both
 attention      qkv [T, qkv_size]       [T, attention_size]: appends K/V, attends; attributes
                                        ``layer``, ``eps``; weights ``q_norm``, ``k_norm`` or none
-gather_rows    x, logit_rows           x[logit_rows]
-to_float32     x                       x in fp32
+gather_rows    x, logit_rows           x[logit_rows], in its type
 =============  ======================  ======================================================
+
+The result of a ``wide`` node is in fp32: the residual stream, what is added to it, and the logits.
+Rounding the stream after every sum would add more noise to the logits than all roundings before
+them together. A network with INT4 linears keeps its stream in its dtype: their kernels add to it.
 
 An INT4 linear has the weights ``qweight`` uint8 [K, N / 2] (two's-complement nibbles, the even
 column low), ``scales`` [K / 128, N] and, where the checkpoint has zero points, ``offsets``

@@ -43,9 +43,15 @@ def value_specs(network: Network, model: ModelConfig, dtype: str) -> dict[str, V
     for node in network.nodes:
         first = specs[node.inputs[0]]
         rows = specs[LOGIT_ROWS].rows if node.op == "gather_rows" else first.rows
-        kind = "float32" if node.op == "to_float32" else dtype
+        keeps_type = node.op in ("add", "gather_rows")
+        kind = first.dtype if keeps_type else "float32" if is_wide(node) else dtype
         specs[node.output] = ValueSpec(node.output, kind, rows, _columns(node, first, model))
     return specs
+
+
+def is_wide(node: Node) -> bool:
+    """Whether the result of an embedding or a linear is in fp32."""
+    return bool(node.attributes.get("wide", False))
 
 
 def linear_size(node: Node) -> tuple[int, int]:

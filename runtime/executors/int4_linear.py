@@ -97,13 +97,16 @@ class Int4Linear:
 
 
 class RmsNorm:
-    """x / rms(x) times a weight."""
+    """x / rms(x) times a weight, in the weight's type; of a residual stream in fp32 by PyTorch."""
 
     def __init__(self, weight: torch.Tensor, eps: float, library: KernelLibrary) -> None:
         self._weight, self._eps, self._library = weight, eps, library
+        self._wide_weight = weight.float()
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None, stream: int) -> torch.Tensor:
-        out = torch.empty_like(x) if out is None else out
+        out = torch.empty_like(x, dtype=self._weight.dtype) if out is None else out
+        if x.dtype == torch.float32:
+            return out.copy_(F.rms_norm(x, x.shape[1:], self._wide_weight, self._eps))
         params = RmsNormParams(
             x=x.data_ptr(),
             weight=self._weight.data_ptr(),

@@ -133,8 +133,6 @@ def _by_torch(node: Node, own: Mapping[str, torch.Tensor]) -> Operation:
         out = values.get(node.output)
         if out is None:
             values[node.output] = operator(*inputs)
-        elif node.op == "to_float32":
-            out.copy_(inputs[0])
         else:
             out.copy_(operator(*inputs))
 

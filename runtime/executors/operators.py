@@ -1,7 +1,7 @@
 """The operators of ``trt_resa.network`` in plain torch, except attention.
 
 ``compile_node`` turns a node and its weights into a function of its input tensors; the weights are
-brought to the executor's dtype once.
+brought to the executor's dtype once. Each result is computed in fp32 and rounded at most once.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from trt_resa.int4 import Int4Weight, dequantize
 from trt_resa.network import Node
 from trt_resa.reference.rotary import rms_norm
+from trt_resa.values import is_wide
 
 Weights = Mapping[str, torch.Tensor]
 Operator = Callable[..., torch.Tensor]
@@ -26,6 +27,8 @@ def compile_node(node: Node, weights: Weights) -> Operator:
 
 def _embedding(node: Node, weights: Weights) -> Operator:
     table = weights["weight"]
+    if is_wide(node):
+        return lambda ids: F.embedding(ids, table).float()
     return lambda ids: F.embedding(ids, table)
 
 
@@ -41,13 +44,30 @@ def _linear(node: Node, weights: Weights) -> Operator:
         weight = dequantize(packed).t().contiguous().to(packed.scales.dtype)
     else:
         weight = weights["weight"]
-    return lambda x: F.linear(x, weight, bias)
+    wide = is_wide(node)
+
+    def linear(x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == torch.float32:
+            return F.linear(x, weight, bias)
+        y = _wide_product(x, weight)
+        if bias is not None:
+            y += bias
+        return y if wide else y.to(x.dtype)
+
+    return linear
+
+
+def _wide_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x @ weight.T of 16-bit tensors in fp32, on a GPU by a GEMM that reads 16 bits."""
+    if x.is_cuda:
+        return torch.mm(x, weight.t(), out_dtype=torch.float32)
+    return F.linear(x.float(), weight.float())
 
 
 def _swiglu(node: Node, weights: Weights) -> Operator:
     def swiglu(x: torch.Tensor) -> torch.Tensor:
         gate, up = x.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return (F.silu(gate.float()) * up).to(x.dtype)
 
     return swiglu
 
@@ -60,10 +80,6 @@ def _gather_rows(node: Node, weights: Weights) -> Operator:
     return lambda x, rows: x[rows]
 
 
-def _to_float32(node: Node, weights: Weights) -> Operator:
-    return lambda x: x.float()
-
-
 _COMPILERS: dict[str, Callable[[Node, Weights], Operator]] = {
     "embedding": _embedding,
     "rms_norm": _rms_norm,
@@ -71,5 +87,4 @@ _COMPILERS: dict[str, Callable[[Node, Weights], Operator]] = {
     "swiglu": _swiglu,
     "add": _add,
     "gather_rows": _gather_rows,
-    "to_float32": _to_float32,
 }

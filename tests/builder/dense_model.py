@@ -55,8 +55,6 @@ def _evaluate(
         return x + inputs[1]
     if node.op == "gather_rows":
         return x[inputs[1]]
-    if node.op == "to_float32":
-        return x.float()
     assert node.op == "attention"
     return _attention(node, x, weights, model)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -44,8 +44,8 @@ def tiny_model(family: str = "llama", **changes: object) -> ModelConfig:
 def network_of(model: ModelConfig, dtype: str, int4: str | None = None) -> Network:
     """``int4``: None, ``symmetric``, or ``offsets`` for every linear but the head."""
 
-    def form(modules: object, k: int, n: int) -> bool | None:
-        if int4 is None or n == model.vocab_size:
+    def form(modules: object, rows: Sequence[int], k: int) -> bool | None:
+        if int4 is None or list(rows) == [model.vocab_size]:
             return None
         return int4 == "offsets"
 
@@ -109,5 +109,4 @@ def _run(node: Node, own: dict[str, torch.Tensor], x: list[torch.Tensor]) -> tor
         return x[0] + x[1]
     if node.op == "gather_rows":
         return x[0][x[1]]
-    assert node.op == "to_float32", node.op
-    return x[0]
+    raise AssertionError(node.op)

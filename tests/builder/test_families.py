@@ -57,7 +57,7 @@ def test_nodes_are_in_the_documented_order(tmp_path):
     network = describe(open_checkpoint(tiny_checkpoint(tmp_path)), BUILD).network
     layer = ["rms_norm", "linear", "attention", "linear", "add"]
     layer += ["rms_norm", "linear", "swiglu", "linear", "add"]
-    tail = ["gather_rows", "rms_norm", "linear", "to_float32"]
+    tail = ["gather_rows", "rms_norm", "linear"]
     assert [node.op for node in network.nodes] == ["embedding", *layer, *layer, *tail]
     assert network.inputs == (INPUT_IDS, LOGIT_ROWS)
     assert network.outputs == (LOGITS,)
@@ -106,7 +106,7 @@ def test_int4_is_kept_from_linears_whose_inputs_do_not_fill_blocks(tmp_path):
     assert weights["layers.0.qkv"] == ["qweight", "scales"]
     assert weights["layers.0.gate_up"] == ["qweight", "scales"]
     assert weights["layers.0.down"] == ["weight"]
-    assert weights["lm_head"] == ["weight"]
+    assert weights["logits"] == ["weight"]
 
 
 @pytest.mark.parametrize(

@@ -79,9 +79,9 @@ def test_engines_of_another_version(
     line = refusal(capsys, copy, "--layers")
     assert f"built with tensorrt_rtx 1.2.3.4 and this is tensorrt_rtx {VERSION}" in line
     assert "build the engine again with trt-resa build-engine, or install" in line
-    config["version"] = 0
+    config["version"] = 1
     (copy / "config.json").write_text(json.dumps(config))
-    assert "has engine format version 0; this trt_resa reads version 1" in refusal(capsys, copy)
+    assert "has engine format version 1; this trt_resa reads version 2" in refusal(capsys, copy)
 
 
 def test_a_file_that_is_no_engine_has_no_layers(

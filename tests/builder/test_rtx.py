@@ -70,6 +70,20 @@ def test_every_segment_builds(family: str, dtype: str, int4: str | None, tmp_pat
             assert name.encode() in content
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_weights_stay_in_16_bits(family: str, tmp_path: Path) -> None:
+    """TensorRT sees the casts around a GEMM of fp16 as one kernel, with a bias and without."""
+    model = tiny_model(family, hidden_size=1024, num_heads=16, intermediate_size=2048)
+    network = network_of(model, "float16")
+    segment, specs = network.segments()[1], value_specs(network, model, "float16")
+    weights = random_weights(segment.weights, seed=0)
+    rtx.build_segment(segment, weights, specs, OPTIONS, tmp_path / "1.engine")
+    stored = sum(tensor.nbytes for tensor in weights.values())
+    size = (tmp_path / "1.engine").stat().st_size
+    assert stored > 16e6
+    assert size < 1.2 * stored, "some of the weights are stored in fp32"
+
+
 def test_the_segments_of_a_network_meet_at_their_seams() -> None:
     model = tiny_model()
     network = network_of(model, "float16")

@@ -340,7 +340,7 @@ def test_bad_engine_directories(tiny_engine: Path, tmp_path: Path) -> None:
     other = copy("other_version")
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps(config | {"version": 99}))
-    fails(other, "has engine format version 99; this trt_resa reads version 1; build it again")
+    fails(other, "has engine format version 99; this trt_resa reads version 2; build it again")
     (other / "config.json").write_text(json.dumps(config | {"extra": 1}))
     fails(other, "is damaged .*unknown key 'extra'")
     (other / "config.json").write_text("{")

@@ -6,10 +6,11 @@ import torch
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    """x / rms(x) over the last dimension in fp32, rounded to x's dtype, times ``weight``."""
+    """x / rms(x) over the last dimension times ``weight``, in fp32; rounded once, to the type of
+    ``weight``."""
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    return normed.to(x.dtype) * weight
+    return (normed * weight).to(weight.dtype)
 
 
 def cos_sin(

@@ -48,11 +48,17 @@ def test_logits_are_those_of_the_torch_executor(
     batch = Batch(3, ours.model.vocab_size, ours.num_blocks)
     for _ in range(2):  # the second time with the graphs of the first
         for step in a_loop(batch):
-            assert torch.equal(ours.forward(step), theirs.forward(step))
+            assert_same(ours.forward(step), theirs.forward(step))
     assert (ours.captures > 0) is graphs
     for cache, same in ((ours.cache.kv, theirs.kv), (ours.cache.summary, theirs.summary)):
         full = batch._blocks[0][: 300 // SPARSE.block_size]
-        assert all(torch.equal(a[full], b[full]) for a, b in zip(cache, same, strict=True))
+        for a, b in zip(cache, same, strict=True):
+            assert_same(a[full], b[full])
+
+
+def assert_same(a: torch.Tensor, b: torch.Tensor) -> None:
+    """But for a few steps of fp16: the stand-in runs padded rows, which adds up in another order."""
+    torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)
 
 
 def test_contexts_and_what_is_set_in_them(make: Make, module: StandIn) -> None:
