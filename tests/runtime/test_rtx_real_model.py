@@ -14,12 +14,11 @@ from trt_resa.runtime.stats import total
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
-#: Most logits of likeliest tokens are from 16 to 32, where fp16 keeps steps of 2^-6. Where two
-#: computations differ by up to a step in each logit, tokens two steps apart may change places.
-TIE = 2**-5
-#: Of the 20 outputs. Fewer would mean more noise than has been seen; an error would part them by
-#: more than a tie.
-EQUAL = 8
+#: A step of fp16 at the size of the likeliest logits, most of which are from 16 to 32.
+TIE = 2**-6
+#: Of the 20 outputs. With the noise of ``benchmarks/results/fp16_noise_cpu.txt``, 18 is what to
+#: expect: in some outputs the two likeliest tokens come closer than the noise.
+EQUAL = 18
 PARAMS = SamplingParams(max_tokens=200, ignore_eos=True, logprobs=4)
 #: Every request computes its whole prompt.
 CACHE = {"max_tokens": 1 << 15, "enable_block_reuse": False}
