@@ -57,7 +57,7 @@ def test_logits_are_those_of_the_torch_executor(
 
 
 def assert_same(a: torch.Tensor, b: torch.Tensor) -> None:
-    """But for a few steps of fp16: the stand-in runs padded rows, which adds up in another order."""
+    """But for a few steps of fp16: the stand-in runs padded rows, whose sums have another order."""
     torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)
 
 
