@@ -194,7 +194,7 @@ def test_a_file_that_is_no_gguf_is_refused(tmp_path):
 
 def test_a_missing_tensor_is_named_in_both_languages(tmp_path, llama):
     path = write_gguf(tmp_path / "a.gguf", llama, metadata={"llama.block_count": 3})
-    message = r"no tensor blk.2.attn_q.weight \(model.layers.2.self_attn.q_proj.weight\)"
+    message = r"no tensor blk.2.attn_output.weight \(model.layers.2.self_attn.o_proj.weight\)"
     with pytest.raises(CheckpointError, match=message):
         describe(open_checkpoint(path), BuildConfig())
 
