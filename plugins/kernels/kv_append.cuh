@@ -55,26 +55,26 @@ __device__ inline int64_t find_pool_block(const Params& p, const TouchedBlock& b
 // cos and sin of a chunk of rows. A lane reads those of its 8 frequencies as four float4 (cos 0-3,
 // cos 4-7, sin 0-3, sin 4-7); groups of 8 frequencies are innermost, so that neighbouring lanes
 // read neighbouring float4 and no bank is hit twice.
-template <int kHeadDim>
+template <int kHeadDim, int kRows = Layout<kHeadDim>::kChunkRows>
 struct RopeTable {
-  float4 data[Layout<kHeadDim>::kChunkRows * 4 * (kHeadDim / 2 / kVecSize)];
+  float4 data[kRows * 4 * (kHeadDim / 2 / kVecSize)];
 
   __device__ void fill(const Params& p, int first_row, int rows) {
     const int frequencies = p.rotary_dim / 2;
-    const int groups = frequencies / kVecSize;
-    float* values = reinterpret_cast<float*>(data);
 #pragma unroll 1
     for (int i = threadIdx.x; i < rows * frequencies; i += blockDim.x) {
-      const int row = i / frequencies;
-      const int frequency = i % frequencies;
-      const float position = static_cast<float>(p.position_ids[first_row + row]);
-      float sine, cosine;
-      sin_cos(__fmul_rn(position, p.inv_freq[frequency]), &sine, &cosine);
-      const int part = row * 4 + frequency % kVecSize / 4;
-      const int at = frequency / kVecSize * 4 + frequency % 4;
-      values[part * groups * 4 + at] = cosine * p.rope_scale;
-      values[(part + 2) * groups * 4 + at] = sine * p.rope_scale;
+      const int row = kRows == 1 ? 0 : i / frequencies;
+      const int frequency = i - row * frequencies;
+      set(p, row, frequency, angle(p, first_row + row, frequency));
     }
+  }
+
+  // The table of one row in two steps: this thread's angle is loaded, and set later.
+  static __device__ float load(const Params& p, int row) {
+    return is_one(p) ? angle(p, row, static_cast<int>(threadIdx.x)) : 0.0f;
+  }
+  __device__ void set(const Params& p, float angle) {
+    if (is_one(p)) set(p, 0, static_cast<int>(threadIdx.x), angle);
   }
 
   // Rotates the 8 elements of one lane; all lanes of the warp call it. Element d of the first half
@@ -104,6 +104,25 @@ struct RopeTable {
       }
     }
   }
+
+ private:
+  static_assert(kHeadDim / 2 <= 128);  // threads of the smallest thread block
+  static __device__ bool is_one(const Params& p) {
+    return static_cast<int>(threadIdx.x) < p.rotary_dim / 2;
+  }
+  static __device__ float angle(const Params& p, int row, int frequency) {
+    return __fmul_rn(static_cast<float>(p.position_ids[row]), p.inv_freq[frequency]);
+  }
+  __device__ void set(const Params& p, int row, int frequency, float angle) {
+    const int groups = p.rotary_dim / 2 / kVecSize;
+    float* values = reinterpret_cast<float*>(data);
+    float sine, cosine;
+    sin_cos(angle, &sine, &cosine);
+    const int part = row * 4 + frequency % kVecSize / 4;
+    const int at = frequency / kVecSize * 4 + frequency % 4;
+    values[part * groups * 4 + at] = cosine * p.rope_scale;
+    values[(part + 2) * groups * 4 + at] = sine * p.rope_scale;
+  }
 };
 
 // x * w / sqrt(mean(x^2) + eps) over one head; all lanes of the warp call it, lanes beyond the head
@@ -126,10 +145,10 @@ __device__ void rms_norm(const Vec<T>& weight, float eps, float (&x)[kVecSize]) 
 
 // A row of one head as it is kept: normed where there is a weight, rotated where `rotates`, rounded
 // once. All lanes of the warp call it, each with its 8 elements.
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, int kRows>
 __device__ Vec<T> finish_row(const Params& p, const Vec<T>& raw, bool norms,
                              const Vec<T>& norm_weight, bool rotates,
-                             const RopeTable<kHeadDim>& table, int row_in_table) {
+                             const RopeTable<kHeadDim, kRows>& table, int row_in_table) {
   float x[kVecSize];
   raw.to_floats(x);
   if (norms) rms_norm<T, kHeadDim>(norm_weight, p.norm_eps, x);
@@ -153,9 +172,9 @@ struct Extrema {
 
 // One head of one touched block by one warp. All warps of the thread block call it for the same
 // block, those beyond the last head too: they share the table.
-template <typename T, int kHeadDim>
+template <typename T, int kHeadDim, int kRows>
 __device__ void append_head(const Params& p, const TouchedBlock& block, int head,
-                            RopeTable<kHeadDim>& table) {
+                            RopeTable<kHeadDim, kRows>& table) {
   using L = Layout<kHeadDim>;
   const int64_t pool_block = find_pool_block(p, block);
   const int heads = p.q_heads + 2 * p.kv_heads;
@@ -218,8 +237,8 @@ __device__ void append_head(const Params& p, const TouchedBlock& block, int head
   }
 
 #pragma unroll 1
-  for (int chunk = 0; chunk < block.rows; chunk += L::kChunkRows) {
-    const int chunk_rows = min(L::kChunkRows, block.rows - chunk);
+  for (int chunk = 0; chunk < block.rows; chunk += kRows) {
+    const int chunk_rows = min(kRows, block.rows - chunk);
     if (p.rotary_dim > 0) {
       if (chunk > 0) __syncthreads();  // the last chunk's readers are done
       table.fill(p, block.first_row + chunk, chunk_rows);
@@ -240,7 +259,7 @@ __device__ void append_head(const Params& p, const TouchedBlock& block, int head
         if (is_key) extrema.add(out);
       }
     }
-    load(chunk + L::kChunkRows);
+    load(chunk + kRows);
   }
 
   if (!is_key) return;  // the same for all lanes of a warp

@@ -44,6 +44,33 @@ struct LaunchOptions {
   size_t shared_bytes = 0;  // dynamic shared memory
   // Start while the kernel before still runs (dependent_launch.cuh); from compute capability 9.0.
   bool dependent = false;
+  int cluster_size = 1;  // thread blocks of a cluster
+};
+
+// The configuration of a launch, with room for its attributes, to which it points.
+struct LaunchConfig {
+  cudaLaunchConfig_t config = {};
+  cudaLaunchAttribute attributes[2] = {};
+
+  LaunchConfig(dim3 grid, dim3 block, void* stream, const LaunchOptions& options) {
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = options.shared_bytes;
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = attributes;
+    if (options.dependent) {
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attribute.val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (options.cluster_size > 1) {
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim = {static_cast<unsigned>(options.cluster_size), 1, 1};
+    }
+  }
+  LaunchConfig(const LaunchConfig&) = delete;
+  LaunchConfig& operator=(const LaunchConfig&) = delete;
 };
 
 // Launches a kernel that takes one struct. Returns the status of this launch alone: <<<>>> with
@@ -52,22 +79,13 @@ struct LaunchOptions {
 template <typename Params>
 int32_t launch(void (*kernel)(Params), dim3 grid, dim3 block, void* stream, const Params& params,
                LaunchOptions options = {}) {
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = options.shared_bytes;
-  config.stream = static_cast<cudaStream_t>(stream);
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = options.dependent ? 1 : 0;
+  const LaunchConfig launch_config(grid, block, stream, options);
   cudaError_t error = cudaSuccess;
   if (options.shared_bytes > 0) {  // static and dynamic memory together may need the permission
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                  static_cast<int>(options.shared_bytes));
   }
-  if (error == cudaSuccess) error = cudaLaunchKernelEx(&config, kernel, params);
+  if (error == cudaSuccess) error = cudaLaunchKernelEx(&launch_config.config, kernel, params);
   return cuda_status(error);
 }
 

@@ -22,6 +22,11 @@ __device__ inline void cp_async_16(uint32_t target, const void* source, bool val
   cp_async_16(target, source, valid ? 16 : 0);
 }
 
+// The same of 4 bytes, all of them.
+__device__ inline void cp_async_4(uint32_t target, const void* source) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(target), "l"(source) : "memory");
+}
+
 __device__ inline void cp_async_commit() {
   asm volatile("cp.async.commit_group;\n" ::: "memory");
 }

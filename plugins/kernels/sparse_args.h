@@ -63,6 +63,7 @@ struct Args {
   int32_t max_selected;
   int32_t q_heads;
   int32_t kv_heads;
+  int32_t group;  // query heads of a KV head
   int32_t head_dim;
   int32_t block_size;
   int32_t block_shift;  // log2 of block_size: the device divides slowly

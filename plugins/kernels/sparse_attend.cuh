@@ -48,40 +48,68 @@ __device__ __forceinline__ uint32_t unit_offset(int row, int chunk) {
   return static_cast<uint32_t>((row * kChunks + place) * 16);
 }
 
-// The tiles of one warp, looked up 32 at a time, and their way into the ring.
-template <typename T, typename Shape>
-struct TileStream {
+// A tile to be read: its pool block, or -1 for one that is not to be read, its first key in the
+// block, and how many may be seen.
+struct Tile {
+  int pool_block = -1;
+  int slot = 0;
+  int valid = 0;
+};
+
+// The tiles of a part of a row's selection.
+struct PartTiles {
   const Args& a;
-  const RowItem& item;
   const int32_t* selection;  // of the part, from its first block on; null: all blocks in order
   const int32_t* table;      // of the sequence
   int kv_len;
-  int first_block;  // of the part, counted in the row's selection
-  int first;        // tile of the row
-  int tiles;        // of this warp: first, first + kWarps, ...
+  Part part;
+
+  __device__ int count() const { return part.end_tile - part.first_tile; }
+  // The first that cannot be found before `wait` was called by all lanes of a warp.
+  __device__ int known() const { return 0x7fffffff; }
+  __device__ void wait() {}
+
+  __device__ Tile find(int i) const {
+    Tile tile;
+    const int place = part.first_tile + i;
+    const int index = place >> (a.block_shift - kTileShift);
+    const int block = selection == nullptr ? index : selection[index - part.first_block];
+    if (block < 0 || block >= a.max_blocks_per_seq) return tile;
+    tile.pool_block = table[block];
+    tile.slot = place * kTileKeys & (a.block_size - 1);
+    tile.valid = kv_len - block * a.block_size - tile.slot;
+    return tile;
+  }
+};
+
+// The tiles of one warp, looked up 32 at a time, and their way into the ring.
+template <typename T, typename Shape, typename Tiles>
+struct TileStream {
+  const Args& a;
+  int kv_head;
+  Tiles& all;  // of the thread block; this warp's are those from its own number on, kWarps apart
   uint32_t ring;
   int* ring_valid;  // [4] of the tiles in the ring: tile % 4
+  int tiles = div_up(max(all.count() - static_cast<int>(threadIdx.x) / 32, 0), Shape::kWarps);
   int next_unit = 0;
   int next_slot = 0;
   int64_t source = -1;  // lane l: element offset of the K of tile 32 * i + l, or -1: read nothing
   int valid = 0;        // and its keys that may be seen
 
+  __device__ int in_all(int tile) const {
+    return tile * Shape::kWarps + static_cast<int>(threadIdx.x) / 32;
+  }
+
   __device__ void look_up(int tile) {
-    const int tiles_per_block = a.block_size / kTileKeys;
     source = -1;
     valid = 0;
-    if (tile >= tiles) return;
-    const int place = first + tile * Shape::kWarps;
-    const int index = place >> (a.block_shift - kTileShift);
-    const int block = selection == nullptr ? index : selection[index - first_block];
-    if (block < 0 || block >= a.max_blocks_per_seq) return;
-    const int pool_block = table[block];
-    if (pool_block < 0 || pool_block >= a.num_blocks) return;
-    const int slot = (place & (tiles_per_block - 1)) * kTileKeys;
-    source =
-        ((static_cast<int64_t>(pool_block) * 2 * a.kv_heads + item.kv_head) * a.block_size + slot) *
-        Shape::kHeadDim;
-    valid = max(min(kv_len - block * a.block_size - slot, kTileKeys), 0);
+    if (tile >= tiles || in_all(tile) >= all.known()) return;
+    const Tile found = all.find(in_all(tile));
+    if (found.pool_block < 0 || found.pool_block >= a.num_blocks) return;
+    source = ((static_cast<int64_t>(found.pool_block) * 2 * a.kv_heads + kv_head) * a.block_size +
+              found.slot) *
+             Shape::kHeadDim;
+    valid = max(min(found.valid, kTileKeys), 0);
   }
 
   // Starts the copy of the next unit, K and V in turn; an empty group behind the last one, so that
@@ -91,7 +119,11 @@ struct TileStream {
     if (tile < tiles) {
       const int lane = threadIdx.x % 32;
       const bool is_value = next_unit % 2 != 0;
-      if (!is_value && tile % 32 == 0) look_up(tile + lane);
+      const bool waits = in_all(tile) >= all.known();
+      if (!is_value && (tile % 32 == 0 || waits)) {
+        if (waits) all.wait();
+        look_up(tile / 32 * 32 + lane);
+      }
       const int64_t offset = __shfl_sync(0xffffffffu, source, tile % 32);
       const int rows = offset < 0 ? 0 : __shfl_sync(0xffffffffu, valid, tile % 32);
       const T* from =
@@ -263,34 +295,19 @@ __device__ __forceinline__ void store_four(T* target, const float (&x)[4], float
       make_uint2(reinterpret_cast<const uint32_t&>(low), reinterpret_cast<const uint32_t&>(high));
 }
 
-// One part of a row: to `out` where it is the only one, else to slot `index` of the partials.
-// `selection` is the part's, see TileStream; `queries` the group's, in shared memory.
-template <typename T, typename Shape>
-__device__ void attend(const Args& a, const Plan& plan, const RowItem& item, int index,
-                       const int32_t* selection, const T* queries, AttendShared<Shape>& shared) {
+// Attends to tiles of one KV head and calls `keep` with each query head of the group, each four
+// columns from a first one on, and their state and accumulators. `queries` are the group's, in
+// shared memory.
+template <typename T, typename Shape, typename Tiles, typename Keep>
+__device__ void attend(const Args& a, int kv_head, Tiles& tiles, const T* queries,
+                       AttendShared<Shape>& shared, Keep&& keep) {
   constexpr int kHeadDim = Shape::kHeadDim;
   const int warp = threadIdx.x / 32;
-  const int group = a.q_heads / a.kv_heads;
-  const Part part = part_of(a, plan, item);
-  const int first = part.first_tile + warp;
-  const int64_t first_head =
-      static_cast<int64_t>(plan.query_row[item.seq]) * a.q_heads + item.kv_head * group;
+  const int group = a.group;
 
-  TileStream<T, Shape> stream{
-      a,
-      item,
-      selection,
-      a.block_table + static_cast<int64_t>(item.seq) * a.max_blocks_per_seq,
-      plan.kv_len[item.seq],
-      part.first_block,
-      first,
-      div_up(max(part.end_tile - first, 0), Shape::kWarps),
-      shared_address(shared.bytes) + warp * Shape::kRingBytes,
-      shared.valid[warp],
-  };
-#pragma unroll 1
-  for (int i = 0; i < Shape::kUnits; ++i) stream.start_next();
-
+  TileStream<T, Shape, Tiles> stream{a, kv_head, tiles,
+                                     shared_address(shared.bytes) + warp * Shape::kRingBytes,
+                                     shared.valid[warp]};
   {
     WarpAttention<T, Shape> attention;
     if constexpr (Shape::kQueryInShared) {
@@ -308,19 +325,21 @@ __device__ void attend(const Args& a, const Plan& plan, const RowItem& item, int
     uint32_t weights[Shape::kHeadTiles][2];
     int slot = 0;
 #pragma unroll 1
-    for (int unit = 0; unit < 2 * stream.tiles; ++unit) {
-      const uint32_t bytes = stream.ring + slot * Shape::kUnitBytes;
-      cp_async_wait<Shape::kUnits - 1>();
-      __syncwarp();
-      if (unit % 2 == 0) {
-        attention.weigh_keys(bytes, shared_address(shared.query), stream.ring_valid[unit / 2 % 4],
-                             a.score_scale, weights);
-      } else {
-        attention.add_values(bytes, weights);
+    for (int unit = -Shape::kUnits; unit < 2 * stream.tiles; ++unit) {
+      if (unit >= 0) {
+        const uint32_t bytes = stream.ring + slot * Shape::kUnitBytes;
+        cp_async_wait<Shape::kUnits - 1>();
+        __syncwarp();
+        if (unit % 2 == 0) {
+          attention.weigh_keys(bytes, shared_address(shared.query), stream.ring_valid[unit / 2 % 4],
+                               a.score_scale, weights);
+        } else {
+          attention.add_values(bytes, weights);
+        }
+        __syncwarp();  // all lanes have read it
+        slot = slot + 1 == Shape::kUnits ? 0 : slot + 1;
       }
-      __syncwarp();  // all lanes have read it
       stream.start_next();
-      slot = slot + 1 == Shape::kUnits ? 0 : slot + 1;
     }
     cp_async_wait<0>();
     __syncthreads();  // the rings are free
@@ -332,7 +351,7 @@ __device__ void attend(const Args& a, const Plan& plan, const RowItem& item, int
   }
   __syncthreads();
 
-  const int warps = min(part.end_tile - part.first_tile, Shape::kWarps);  // that had tiles
+  const int warps = min(tiles.count(), Shape::kWarps);  // that had tiles
   const float* accumulators = reinterpret_cast<const float*>(shared.bytes);
 #pragma unroll 1
   for (int at = threadIdx.x; at < group * (kHeadDim / 4); at += blockDim.x) {
@@ -353,15 +372,7 @@ __device__ void attend(const Args& a, const Plan& plan, const RowItem& item, int
 #pragma unroll
       for (int j = 0; j < 4; ++j) sum[j] += others[j] * scale;
     }
-    if (item.pieces == 1) {
-      store_four(static_cast<T*>(a.out) + (first_head + head) * kHeadDim + column, sum,
-                 softmax_inverse(state));
-    } else {
-      const int64_t slot = static_cast<int64_t>(index) * group + head;
-      *reinterpret_cast<float4*>(a.partials.accumulators + slot * kHeadDim + column) =
-          make_float4(sum[0], sum[1], sum[2], sum[3]);
-      if (column == 0) a.partials.states[slot] = state;
-    }
+    keep(head, column, state, sum);
   }
 }
 

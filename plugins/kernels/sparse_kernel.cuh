@@ -5,6 +5,8 @@
 // need more.
 #pragma once
 
+#include <type_traits>
+
 #include "dependent_launch.cuh"
 #include "kv_append.cuh"
 #include "mma.cuh"
@@ -15,6 +17,7 @@
 #include "sparse_queries.cuh"
 #include "sparse_scores.cuh"
 #include "sparse_sync.cuh"
+#include "sparse_team.cuh"
 #include "sparse_topk.cuh"
 
 namespace trt_resa {
@@ -27,10 +30,11 @@ TRT_RESA_HOST_DEVICE constexpr bool is_wide(int compute_capability) {
   return compute_capability == 90 || compute_capability == 100;
 }
 
-template <typename T_, int kHeadDim_, int kHeadTiles, bool kWide>
+template <typename T_, int kHeadDim_, int kHeadTiles_, bool kWide>
 struct Config {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
+  static constexpr int kHeadTiles = kHeadTiles_;
   static constexpr bool kIsWide = kWide;
   static constexpr int kWarps = !kWide && kHeadDim == 256 ? 4 : 8;
   static constexpr int kThreads = 32 * kWarps;
@@ -38,29 +42,36 @@ struct Config {
   static constexpr int kListed = kWide ? 2048 : 512;  // blocks listed in shared memory
   static constexpr int kRingBudget = kWide ? 160 * 1024 : 64 * 1024;
   using Attend = AttendShape<kHeadDim, kHeadTiles, kWarps, kRingBudget>;
-  using Score = ScoreShape<kHeadDim, kWarps, kRingBudget>;
+  using Score = ScoreShape<kHeadDim, kWarps, 2, kRingBudget>;
 
-  struct Shared {
+  static constexpr bool kHasTeams = kWide && kHeadDim <= 128;
+  using Team = TeamShape<kHeadDim, kHeadTiles, kWarps>;
+
+  // What items use, of which a thread block does one at a time.
+  struct Items {
     union {
       char summaries[Score::kStages * Score::kStageBytes];
       TopK<kThreads, kRingBudget / 20 * 4> topk;
       AttendShared<Attend> attend;
       MergeShared<kRingBudget> merge;
     };
-    append::RopeTable<kHeadDim> rope;
-    alignas(16) char queries[8 * kHeadTiles * kHeadDim * sizeof(T)];
     uint32_t bins[kBins];
     int32_t list[kListed];
+  };
+  struct NoTeam {};
+  struct Shared {
+    union {
+      Items items;
+      std::conditional_t<kHasTeams, TeamShared<Team>, NoTeam> team;
+    };
+    append::RopeTable<kHeadDim, 1> rope;
+    alignas(16) char queries[8 * kHeadTiles * kHeadDim * sizeof(T)];
 
     __device__ T* staged() { return reinterpret_cast<T*>(queries); }
   };
   // With the plan and a few words it fits what a thread block is given.
   static_assert(sizeof(Shared) + sizeof(Plan) + 64 <= (kWide ? 227 : 99) * 1024);
 };
-
-__device__ __forceinline__ int32_t* row_counters(const Args& a, int row) {
-  return a.counters.rows + static_cast<int64_t>(row) * row_words(a.roles);
-}
 
 // The part's selection, from its first block on; null: all blocks in order.
 template <typename C>
@@ -78,10 +89,11 @@ __device__ const int32_t* choose(const Args& a, const Plan& plan, const RowItem&
     for (int i = threadIdx.x; i < blocks; i += C::kThreads) selection[i] = i;
     return selection;
   }
-  if (attends && part.end_block - part.first_block <= C::kListed) selection = shared.list;
+  if (attends && part.end_block - part.first_block <= C::kListed) selection = shared.items.list;
   wait(counters + kScoredWord, scored_items(a, plan, item.seq));
-  shared.topk.select(a.keys + static_cast<int64_t>(row) * a.key_pitch, counters + kHistogramWord,
-                     blocks, wanted, part.first_block, part.end_block, selection, shared.bins);
+  shared.items.topk.select(a.keys + static_cast<int64_t>(row) * a.key_pitch,
+                           counters + kHistogramWord, blocks, wanted, part.first_block,
+                           part.end_block, selection, shared.items.bins);
   __syncthreads();
   return selection;
 }
@@ -92,6 +104,10 @@ template <typename C>
 __device__ void do_attend(const Args& a, const Plan& plan, const RowItem& item, int index,
                           int32_t* counters, typename C::Shared& shared) {
   __shared__ int attended_before;
+  using T = typename C::T;
+  const int group = a.group;
+  const int64_t first_head =
+      static_cast<int64_t>(plan.query_row[item.seq]) * a.q_heads + item.kv_head * group;
   const Part part = part_of(a, plan, item);
   const int32_t* selection = choose<C>(a, plan, item, part, counters, shared);
   if ((a.roles & kAttend) != 0) {
@@ -99,7 +115,21 @@ __device__ void do_attend(const Args& a, const Plan& plan, const RowItem& item, 
     if ((a.roles & kAppend) != 0 && part.end_block == plan.selected[item.seq]) {
       wait(counters + kAppendedWord, 1);
     }
-    attend<typename C::T>(a, plan, item, index, selection, shared.staged(), shared.attend);
+    PartTiles tiles{a, selection,
+                    a.block_table + static_cast<int64_t>(item.seq) * a.max_blocks_per_seq,
+                    plan.kv_len[item.seq], part};
+    attend<T>(a, item.kv_head, tiles, shared.staged(), shared.items.attend,
+              [&](int head, int column, const SoftmaxState& state, const float (&sum)[4]) {
+                if (item.pieces == 1) {
+                  store_four(static_cast<T*>(a.out) + (first_head + head) * C::kHeadDim + column,
+                             sum, softmax_inverse(state));
+                  return;
+                }
+                const int64_t slot = static_cast<int64_t>(index) * group + head;
+                *reinterpret_cast<float4*>(a.partials.accumulators + slot * C::kHeadDim + column) =
+                    make_float4(sum[0], sum[1], sum[2], sum[3]);
+                if (column == 0) a.partials.states[slot] = state;
+              });
   }
   const auto clear = [&] {
 #pragma unroll 1
@@ -110,10 +140,8 @@ __device__ void do_attend(const Args& a, const Plan& plan, const RowItem& item, 
     return;
   }
   if (arrive_counting(counters + kAttendedWord, attended_before) + 1 != item.pieces) return;
-  const int64_t first_head = static_cast<int64_t>(plan.query_row[item.seq]) * a.q_heads +
-                             item.kv_head * (a.q_heads / a.kv_heads);
-  merge_parts<typename C::T, C::kHeadDim, C::kThreads>(a, first_head, item.first, item.pieces,
-                                                       shared.merge, clear);
+  merge_parts<T, C::kHeadDim, C::kThreads>(a, first_head, item.first, item.pieces,
+                                           shared.items.merge, clear);
 }
 
 // Does an item; returns the counter that is then to be raised, or null.
@@ -126,35 +154,47 @@ __device__ int32_t* do_item(const Args& a, const Plan& plan, int index, typename
     const int seq =
         static_cast<int>(static_cast<unsigned>(index) / static_cast<unsigned>(a.kv_heads));
     if (plan.kv_len[seq] == 0) return nullptr;
-    append_row<T, C::kHeadDim, C::kWarps>(a, plan, seq, index - seq * a.kv_heads, shared.rope,
-                                          held);
+    append_row<T, C::kHeadDim, C::kWarps>(a, seq, plan.query_row[seq], plan.kv_len[seq],
+                                          index - seq * a.kv_heads, shared.rope, held);
     return row_counters(a, index) + kAppendedWord;
   }
   if (!scores) index -= plan.append_items;
   const RowItem item = find_row_item(a, scores ? plan.score_end : plan.attend_end, index);
   int32_t* counters = row_counters(a, item.row(a));
-  ScoreItem<T, typename C::Score> score(a, plan, item, shared.summaries);
-  const auto start_scoring = [&] {
-    if (!scores) return;
-    score.start();
+  const int row_blocks = blocks_of(a, plan.kv_len[item.seq]);
+  const int first_block = item.piece * plan.score_rounds * C::Score::kPerRound;
+  ScoreItem<T, typename C::Score> score(
+      a,
+      {item.seq, item.kv_head, row_blocks, first_block, row_blocks, scores ? plan.score_rounds : 0},
+      shared.items.summaries);
+  GroupQueries<T, C::kHeadDim, C::kHeadTiles, C::kWarps> queries(a, plan.query_row[item.seq],
+                                                                 item.kv_head);
+  const bool has_queries = scores || (a.roles & kAttend) != 0;
+  if (has_queries) queries.load(item.seq, shared.rope, held);
+  if (scores) {
 #pragma unroll 1
-    for (int i = threadIdx.x; i < kBins; i += C::kThreads) shared.bins[i] = 0;
-  };
-  if (scores || (a.roles & kAttend) != 0) {
-    stage_queries<T, C::kHeadDim, C::kWarps>(a, plan, item.seq, item.kv_head, shared.rope,
-                                             shared.staged(), held, start_scoring);
+    for (int i = threadIdx.x; i < kBins; i += C::kThreads) shared.items.bins[i] = 0;
   }
+  uint32_t* keys = a.keys + static_cast<int64_t>(item.row(a)) * a.key_pitch;
+  score.score(
+      shared.staged(),
+      [&] {
+        if (has_queries) queries.stage(shared.rope, shared.staged());
+      },
+      [&](int block, uint32_t key) {
+        keys[block] = key;
+        atomicAdd(&shared.items.bins[bin_of(key)], 1u);
+      });
   if (!scores) {
     do_attend<C>(a, plan, item, index, counters, shared);
     return nullptr;
   }
-  score.score(shared.staged(), shared.bins);
   __syncthreads();
 #pragma unroll 1
   for (int i = threadIdx.x; i < kBins; i += C::kThreads) {
     // The row's histogram has one line per atomic: keys crowd in neighbouring bins.
-    if (shared.bins[i] != 0) {
-      atomicAdd(counters + kHistogramWord + bin_slot(i), static_cast<int>(shared.bins[i]));
+    if (shared.items.bins[i] != 0) {
+      atomicAdd(counters + kHistogramWord + bin_slot(i), static_cast<int>(shared.items.bins[i]));
     }
   }
   return counters + kScoredWord;
@@ -184,9 +224,6 @@ __device__ void run_items(const Args& a, typename C::Shared& shared) {
   __shared__ Plan plan;
   __shared__ int drawn;
 
-  allow_next_kernel();
-  prefetch(a);
-  wait_for_previous_kernel();
   const bool draws = threadIdx.x == C::kThreads - 1;
   if (draws) drawn = atomicAdd(a.counters.ticket, 1);
   make_plan(a, C::Score::kPerRound, plan);
@@ -218,6 +255,25 @@ __device__ void run_items(const Args& a, typename C::Shared& shared) {
   }
 }
 
+// Thread blocks that were launched as clusters work in teams, where that suits the lengths.
+template <typename C>
+__device__ void run(const Args& a, typename C::Shared& shared) {
+  allow_next_kernel();
+  prefetch(a);
+  bool done = false;
+  if constexpr (C::kHasTeams) {
+    if (cluster::size() > 1) {
+      Team<typename C::T, C::kHeadDim, typename C::Team> team(a, shared.team);
+      team.start();
+      wait_for_previous_kernel();
+      done = team.run(shared.rope, shared.staged());
+    }
+  }
+  if (done) return;
+  wait_for_previous_kernel();
+  run_items<C>(a, shared);
+}
+
 // Compiled to nothing for the architectures that take the other width.
 template <typename C>
 __global__ void __launch_bounds__(C::kThreads, C::kResident)
@@ -225,7 +281,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kResident)
 #ifdef __CUDA_ARCH__
   if constexpr (C::kIsWide == is_wide(__CUDA_ARCH__ / 10)) {
     extern __shared__ __align__(128) char dynamic_shared[];
-    run_items<C>(a, *reinterpret_cast<typename C::Shared*>(dynamic_shared));
+    run<C>(a, *reinterpret_cast<typename C::Shared*>(dynamic_shared));
   }
 #endif
 }

@@ -7,6 +7,43 @@
 namespace trt_resa {
 namespace sparse {
 
+// Clusters for a launch: teams of one row each and those that append, or as many as the device
+// holds at once, since all of them do items where teams do not suit the lengths.
+struct TeamGrid {
+  int size = 1;
+  int clusters = 0;
+};
+
+// The largest teams of which the device holds one per row at once; they select.
+template <typename C>
+TeamGrid find_teams(const Args& args, size_t shared_bytes) {
+  TeamGrid teams;
+  const int rows = args.batch_size * args.kv_heads;
+  if (args.batch_size > 32 || (args.roles & kSelect) == 0 ||
+      cudaFuncSetAttribute(sparse_kernel<C>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) !=
+          cudaSuccess) {
+    return teams;
+  }
+  for (int size = kMaxTeam; size > 1; size /= 2) {
+    if (rows * size < kMinTeamBlocks) break;
+    const LaunchConfig config(dim3(static_cast<unsigned>(rows * size)), dim3(C::kThreads), nullptr,
+                              LaunchOptions{shared_bytes, false, size});
+    int clusters = 0;
+    if (cudaOccupancyMaxActiveClusters(&clusters, sparse_kernel<C>, &config.config) !=
+        cudaSuccess) {
+      break;
+    }
+    // Appending comes on top, a thread block per row.
+    const int appending = (args.roles & kAppend) != 0 ? (rows + size - 1) / size : 0;
+    if (clusters < rows + appending) continue;
+    // Where teams always suit, the room that is left is free for the next launch.
+    const bool always = args.batch_size == 1 && args.max_blocks_per_seq <= size * kTeamBlocks;
+    return TeamGrid{size, always ? rows + appending : clusters};
+  }
+  static_cast<void>(cudaGetLastError());
+  return teams;
+}
+
 // As many thread blocks as the device holds at once.
 template <typename C>
 int32_t launch_kernel(const Args& args, void* stream) {
@@ -25,6 +62,13 @@ int32_t launch_kernel(const Args& args, void* stream) {
                                                           kSharedBytes);
   }
   if (error != cudaSuccess) return cuda_status(error);
+  if constexpr (C::kHasTeams) {
+    const TeamGrid teams = find_teams<C>(args, kSharedBytes);
+    if (teams.size > 1) {
+      return launch(sparse_kernel<C>, dim3(static_cast<unsigned>(teams.size * teams.clusters)),
+                    dim3(C::kThreads), stream, args, LaunchOptions{kSharedBytes, true, teams.size});
+    }
+  }
   const dim3 grid(static_cast<unsigned>(multiprocessors * resident));
   return launch(sparse_kernel<C>, grid, dim3(C::kThreads), stream, args,
                 LaunchOptions{kSharedBytes, true});

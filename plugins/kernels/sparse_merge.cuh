@@ -51,7 +51,7 @@ __device__ void merge_parts(const Args& a, int64_t first_head, int first, int pa
   static_assert(kBytes >= kMaxParts * (kMaxGroup * (sizeof(SoftmaxState) + sizeof(float)) + 16));
   constexpr int kHeadColumns = kHeadDim / 4;  // of four elements
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int group = a.q_heads / a.kv_heads;
+  const int group = a.group;
   const int all_columns = group * kHeadColumns;
   const int num_states = parts * group;
   auto* states = reinterpret_cast<SoftmaxState*>(shared.bytes);

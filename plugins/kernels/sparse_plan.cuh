@@ -65,6 +65,21 @@ __device__ inline int usable_length(const Args& a, int seq, int* query_row) {
   return kv_len > 0 && kv_len <= room ? kv_len : 0;
 }
 
+__device__ __forceinline__ int32_t* row_counters(const Args& a, int row) {
+  return a.counters.rows + static_cast<int64_t>(row) * row_words(a.roles);
+}
+
+// Blocks in the selection of a sequence of `kv_len` tokens.
+__device__ inline int selected_of(const Args& a, int seq, int kv_len) {
+  if (kv_len == 0) return 0;
+  if (a.given_counts != nullptr) {
+    return max(0, min(a.given_counts[seq], min(a.max_selected, a.max_blocks_per_seq)));
+  }
+  const int blocks = blocks_of(a, kv_len);
+  if (kv_len <= a.dense_below) return blocks;
+  return static_cast<int>(num_selected(blocks, a.keep_ratio, a.min_blocks));
+}
+
 // One of the equal pieces of work of one row.
 struct RowItem {
   int seq;
@@ -107,7 +122,6 @@ inline __device__ void make_plan(const Args& a, int round_blocks, Plan& plan) {
   const bool scores = threadIdx.x >= 32;
   const int lane = threadIdx.x % 32;
   const int tiles_per_block = a.block_size / kTileKeys;
-  const int limit = min(a.max_selected, a.max_blocks_per_seq);
   int* ends = scores ? plan.score_end : plan.attend_end;
 
   // The sequence's tiles to attend to or blocks to score, left in `ends` where there are more
@@ -118,15 +132,7 @@ inline __device__ void make_plan(const Args& a, int round_blocks, Plan& plan) {
     int query_row;
     const int kv_len = usable_length(a, seq, &query_row);
     const int blocks = blocks_of(a, kv_len);
-    int selected;
-    if (a.given_counts != nullptr) {
-      selected = max(0, min(a.given_counts[seq], limit));
-    } else if (kv_len <= a.dense_below) {
-      selected = blocks;
-    } else {
-      selected = static_cast<int>(num_selected(blocks, a.keep_ratio, a.min_blocks));
-    }
-    if (kv_len == 0) selected = 0;
+    const int selected = selected_of(a, seq, kv_len);
     if (!scores) {
       plan.kv_len[seq] = kv_len;
       plan.query_row[seq] = query_row;

@@ -17,68 +17,88 @@ struct Held {
   int rope_of = -1;  // sequence whose position the RoPE table is for
 };
 
-// The queries of one KV head's group to `staged` [group, kHeadDim] in shared memory, as kv_append
-// keeps them. `meanwhile` is called when the loads are under way: what it loads itself waits behind
-// them, not before. Called by all threads; ends with a barrier.
-template <typename T, int kHeadDim, int kWarps, typename Meanwhile>
-__device__ void stage_queries(const Args& a, const Plan& plan, int seq, int kv_head,
-                              append::RopeTable<kHeadDim>& table, T* staged, Held& held,
-                              Meanwhile&& meanwhile) {
+// The queries of one KV head's group. All threads call `load`, then `stage`.
+template <typename T, int kHeadDim, int kHeadTiles, int kWarps>
+class GroupQueries {
   using L = append::Layout<kHeadDim>;
-  const append::Params& p = a.append;
-  const int group = a.q_heads / a.kv_heads;
-  const int row = plan.query_row[seq];
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const bool has_vec = lane < L::kVecs;
-  const bool appends = (a.roles & kAppend) != 0;
-  const int heads = appends ? a.q_heads + 2 * a.kv_heads : a.q_heads;
-  const T* source = static_cast<const T*>(appends ? p.qkv : a.q) +
-                    (static_cast<int64_t>(row) * heads + kv_head * group) * kHeadDim +
-                    lane * kVecSize;
-  const bool norms = appends && p.q_norm != nullptr;
-  const bool rotates = appends && p.rotary_dim > 0;
-  Vec<T> norm_weight;
-  if (norms && has_vec) {
-    norm_weight = Vec<T>::load(static_cast<const T*>(p.q_norm) + lane * kVecSize);
+  static constexpr int kRounds = (8 * kHeadTiles + kWarps - 1) / kWarps;
+
+ public:
+  // `row` is the sequence's row.
+  __device__ GroupQueries(const Args& a, int row, int kv_head)
+      : a_(a), row_(row), appends_((a.roles & kAppend) != 0) {
+    const int heads = appends_ ? a.q_heads + 2 * a.kv_heads : a.q_heads;
+    source_ = static_cast<const T*>(appends_ ? a.append.qkv : a.q) +
+              (static_cast<int64_t>(row) * heads + kv_head * a.group) * kHeadDim + column();
   }
-  constexpr int kRounds = (kMaxGroup + kWarps - 1) / kWarps;
-  Vec<T> loaded[kRounds];
-#pragma unroll
-  for (int i = 0; i < kRounds; ++i) {
-    const int head = i * kWarps + warp;
-    if (head < group && has_vec) loaded[i] = Vec<T>::load(source + head * kHeadDim);
-  }
-  if (rotates && held.rope_of != seq) {
-    table.fill(p, row, 1);
-    held.rope_of = seq;
-  }
-  meanwhile();
-  __syncthreads();
-#pragma unroll
-  for (int i = 0; i < kRounds; ++i) {
-    const int head = i * kWarps + warp;
-    if (head >= group) break;
-    Vec<T> out = loaded[i];
-    if (appends) {
-      out = append::finish_row<T, kHeadDim>(p, out, norms, norm_weight, rotates, table, 0);
+
+  // Starts the loads. What is copied after them waits behind them, not before.
+  __device__ void load(int seq, const append::RopeTable<kHeadDim, 1>& table, Held& held) {
+    const append::Params& p = a_.append;
+    norms_ = appends_ && p.q_norm != nullptr;
+    rotates_ = appends_ && p.rotary_dim > 0;
+    if (norms_ && has_vec()) {
+      norm_weight_ = Vec<T>::load(static_cast<const T*>(p.q_norm) + column());
     }
-    if (has_vec) out.store(staged + head * kHeadDim + lane * kVecSize);
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) {
+      if (head(i) < a_.group && has_vec()) {
+        loaded_[i] = Vec<T>::load(source_ + head(i) * kHeadDim);
+      }
+    }
+    fills_ = rotates_ && held.rope_of != seq;
+    if (fills_) {
+      held.rope_of = seq;
+      angle_ = table.load(p, row_);
+    }
   }
-  __syncthreads();
-}
+
+  // The queries as kv_append keeps them to `staged` [group, kHeadDim] in shared memory. Begins and
+  // ends with a barrier.
+  __device__ void stage(append::RopeTable<kHeadDim, 1>& table, T* staged) {
+    if (fills_) table.set(a_.append, angle_);
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) {
+      if (head(i) >= a_.group) break;
+      Vec<T> out = loaded_[i];
+      if (appends_) {
+        out = append::finish_row<T, kHeadDim>(a_.append, out, norms_, norm_weight_, rotates_, table,
+                                              0);
+      }
+      if (has_vec()) out.store(staged + head(i) * kHeadDim + column());
+    }
+    __syncthreads();
+  }
+
+ private:
+  static __device__ int head(int i) { return i * kWarps + static_cast<int>(threadIdx.x) / 32; }
+  static __device__ int column() { return static_cast<int>(threadIdx.x) % 32 * kVecSize; }
+  static __device__ bool has_vec() { return threadIdx.x % 32 < L::kVecs; }
+
+  const Args& a_;
+  int row_;
+  bool appends_;
+  bool norms_ = false;
+  bool rotates_ = false;
+  bool fills_ = false;
+  float angle_ = 0.0f;
+  const T* source_;
+  Vec<T> norm_weight_;
+  Vec<T> loaded_[kRounds];
+};
 
 // The new token of one KV head: its K and V into the cache, the last block's summary, the group's
 // queries to `q`. Called by all threads; a barrier must follow.
 template <typename T, int kHeadDim, int kWarps>
-__device__ void append_row(const Args& a, const Plan& plan, int seq, int kv_head,
-                           append::RopeTable<kHeadDim>& table, Held& held) {
+__device__ void append_row(const Args& a, int seq, int row, int kv_len, int kv_head,
+                           append::RopeTable<kHeadDim, 1>& table, Held& held) {
   held.rope_of = seq;
-  const int kv_len = plan.kv_len[seq];
-  const int group = a.q_heads / a.kv_heads;
+  const int group = a.group;
   append::TouchedBlock block;
   block.seq = seq;
   block.index = (kv_len - 1) / a.block_size;
-  block.first_row = plan.query_row[seq];
+  block.first_row = row;
   block.rows = 1;
   block.first_slot = (kv_len - 1) % a.block_size;
 #pragma unroll 1

@@ -62,6 +62,7 @@ Sizes carve(Args& args, void* workspace, void* counters) {
   counted.take(args.counters.rows, rows * row_words(args.roles));
 
   Carver scratch(workspace);
+  args.group = args.q_heads / args.kv_heads;
   args.block_shift = args.block_size == 16 ? 4 : args.block_size == 32 ? 5 : 6;
   args.key_pitch = (args.max_blocks_per_seq + 3) / 4 * 4;
   scratch.take(args.keys, selects ? rows * args.key_pitch : 0);

@@ -60,12 +60,12 @@ struct MeanQuery {
 };
 
 // kRingBudget: bytes of shared memory for the summaries that are on their way.
-template <int kHeadDim_, int kWarps_, int kRingBudget>
+template <int kHeadDim_, int kWarps_, int kPerLane_, int kRingBudget>
 struct ScoreShape {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kWarps = kWarps_;
   using L = append::Layout<kHeadDim>;
-  static constexpr int kPerLane = 2;  // summaries that a lane reads per round
+  static constexpr int kPerLane = kPerLane_;  // summaries that a lane reads per round
   static constexpr int kPerWarp = kPerLane * L::kRowsPerPass;
   static constexpr int kPerRound = kPerWarp * kWarps;
   static constexpr int kStageBytes = kWarps * kPerLane * 2 * 32 * 16;
@@ -74,45 +74,56 @@ struct ScoreShape {
   static_assert(32 % kPerWarp == 0 && kPerLane <= L::kLanes && kStages >= 3);
 };
 
-// A score item: each warp goes through plan.score_rounds rounds of kPerWarp blocks, which follow
-// one another. A lane reads back what it brought to shared memory itself: 16 bytes of the minima
-// and of the maxima of each of its summaries.
+// What one thread block scores: blocks [begin, end) of a row of `blocks`.
+struct ScoreRange {
+  int seq;
+  int kv_head;
+  int blocks;
+  int begin;
+  int end;
+  int rounds;  // that cover it
+};
+
+// Scores a range: each warp goes through its rounds of kPerWarp blocks, which follow one another. A
+// lane reads back what it brought to shared memory itself: 16 bytes of the minima and of the maxima
+// of each of its summaries.
 template <typename T, typename Shape>
 class ScoreItem {
   static constexpr int kHeadDim = Shape::kHeadDim;
   using L = typename Shape::L;
 
  public:
-  __device__ ScoreItem(const Args& a, const Plan& plan, const RowItem& item, void* ring)
+  __device__ ScoreItem(const Args& a, const ScoreRange& range, void* ring)
       : a_(a),
-        rounds_(plan.score_rounds),
-        row_(item.row(a)),
-        blocks_(blocks_of(a, plan.kv_len[item.seq])),
-        table_(a.block_table + static_cast<int64_t>(item.seq) * a.max_blocks_per_seq) {
+        rounds_(range.rounds),
+        end_(range.end),
+        scored_end_(min(range.end, range.blocks - a.local_blocks)),
+        table_(a.block_table + static_cast<int64_t>(range.seq) * a.max_blocks_per_seq) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int lane_in_row = lane % L::kLanes;
-    first_ = (item.piece * Shape::kWarps + warp) * rounds_ * Shape::kPerWarp;
+    first_ = range.begin + warp * rounds_ * Shape::kPerWarp;
     column_ = (lane_in_row < L::kVecs ? lane_in_row : 0) * kVecSize;
     summaries_ =
-        pool<const T>(a.summary, a.append.indirect) + item.kv_head * 2 * kHeadDim + column_;
+        pool<const T>(a.summary, a.append.indirect) + range.kv_head * 2 * kHeadDim + column_;
     ring_ = static_cast<char*>(ring) + (warp * Shape::kPerLane * 2 * 32 + lane) * 16;
     mine_ = lane_in_row * L::kRowsPerPass + lane / L::kLanes;
   }
 
-  // Starts the first copies.
-  __device__ void start() {
-#pragma unroll 1
-    for (int round = 0; round < Shape::kStages - 1; ++round) start(round);
-  }
-
-  // Keys to the workspace and to the histogram `bins`. `queries` are the group's, in shared memory.
-  __device__ void score(const T* queries, uint32_t (&bins)[kBins]) {
+  // Calls `keep` with each block and its key. `stage` is called when the first copies are under
+  // way: after it the group's queries are in shared memory at `queries`.
+  template <typename Stage, typename Keep>
+  __device__ void score(const T* queries, Stage&& stage, Keep&& keep) {
     MeanQuery mean;
-    mean.set(queries + column_, a_.q_heads / a_.kv_heads, kHeadDim);
 #pragma unroll 1
-    for (int round = 0; round < rounds_; ++round) {
-      cp_async_wait<Shape::kStages - 2>();
-      finish(round, mean, bins);
+    for (int round = 1 - Shape::kStages; round < max(rounds_, 1); ++round) {
+      if (round == 0) {
+        stage();
+        if (rounds_ > 0) mean.set(queries + column_, a_.group, kHeadDim);
+      }
+      if (round >= 0 && round < rounds_) {
+        cp_async_wait<Shape::kStages - 2>();
+        finish(round, mean, keep);
+      }
       start(round + Shape::kStages - 1);
     }
   }
@@ -124,7 +135,7 @@ class ScoreItem {
 
   // Blocks that are forced are not read: the append may be rewriting the last one's summary.
   __device__ bool is_scored(int block) const {
-    return block >= a_.sink_blocks && block < blocks_ - a_.local_blocks;
+    return block >= a_.sink_blocks && block < scored_end_;
   }
 
   // The pool block of this lane's one of 32 blocks, or -1 where its summary is not to be read.
@@ -159,12 +170,14 @@ class ScoreItem {
       }
       // Whether the block whose key this lane will write can be read.
       const int own = __shfl_sync(append::kAllLanes, pool_blocks_, (place + mine_) % 32);
-      readable_ |= (own >= 0 ? 1u : 0u) << round;
+      const uint32_t bit = 1u << round % 32;
+      readable_ = own >= 0 ? readable_ | bit : readable_ & ~bit;
     }
     cp_async_commit();
   }
 
-  __device__ void finish(int round, const MeanQuery& mean, uint32_t (&bins)[kBins]) {
+  template <typename Keep>
+  __device__ void finish(int round, const MeanQuery& mean, Keep&& keep) {
     const int lane_in_row = threadIdx.x % L::kLanes;
     const T* summaries = reinterpret_cast<const T*>(stage(round));
     float own = 0.0f;
@@ -182,18 +195,17 @@ class ScoreItem {
       if (lane_in_row == i) own = score;
     }
     const int block = first_ + round * Shape::kPerWarp + mine_;
-    if (mine_ >= Shape::kPerWarp || block >= blocks_) return;
-    const uint32_t key = !is_scored(block)               ? kForcedKey
-                         : (readable_ >> round & 1) == 0 ? 0u
-                                                         : ordered_key(own);
-    a_.keys[static_cast<int64_t>(row_) * a_.key_pitch + block] = key;
-    atomicAdd(&bins[bin_of(key)], 1u);
+    if (mine_ >= Shape::kPerWarp || block >= end_) return;
+    const uint32_t key = !is_scored(block)                    ? kForcedKey
+                         : (readable_ >> round % 32 & 1) == 0 ? 0u
+                                                              : ordered_key(own);
+    keep(block, key);
   }
 
   const Args& a_;
   int rounds_;
-  int row_;
-  int blocks_;
+  int end_;
+  int scored_end_;        // blocks from here on are forced
   int first_;             // block of the warp
   int column_;            // of this lane in a row
   int mine_;              // the block of a round whose key this lane writes; kPerWarp or more: none
@@ -202,7 +214,7 @@ class ScoreItem {
   char* ring_;            // this lane's place in the first stage
   int pool_blocks_ = -1;  // lane l: of the l-th of 32 blocks
   int next_pool_blocks_ = -1;  // and of those behind them
-  uint32_t readable_ = 0;      // bit per round
+  uint32_t readable_ = 0;      // bit per round under way
 };
 
 }  // namespace sparse

@@ -53,11 +53,10 @@ struct Interval {
 
   __device__ bool contains(uint32_t key) const { return key >= first && key <= last; }
   __device__ bool is_final() const { return inside == wanted || first == last; }
-  // Bits by which a key's distance from `first` is shifted to number it among kBins bins.
-  __device__ int shift() const {
-    constexpr int kBinBits = 10;
-    static_assert(kBins == 1 << kBinBits);
-    return max(32 - __clz(static_cast<int>(last - first)) - kBinBits, 0);
+  // Bits by which a key's distance from `first` is shifted to number it among `bins` bins, a power
+  // of two.
+  __device__ int shift(int bins) const {
+    return max(__clz(bins) + 1 - __clz(static_cast<int>(last - first)), 0);
   }
 };
 
@@ -193,7 +192,7 @@ struct TopK {
       interval.inside = found_inside;
       interval.wanted = found_wanted;
       if (interval.is_final()) return interval;
-      shift = interval.shift();
+      shift = interval.shift(kBins);
 #pragma unroll 1
       for (int i = threadIdx.x; i < kBins; i += kThreads) histogram[i] = 0;
       cp_async_wait<0>();  // the keys, the first time

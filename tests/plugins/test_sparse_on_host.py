@@ -34,6 +34,7 @@ def run_on_host(folder: Path, name: str, *includes: Path) -> None:
         shutil.copy(source, folder)
     shutil.copy(HERE / "mma_on_host.cuh", folder / "mma.cuh")
     shutil.copy(HERE / "sync_on_host.cuh", folder / "sparse_sync.cuh")
+    shutil.copy(HERE / "cluster_on_host.cuh", folder / "cluster.cuh")
     program = folder / name
     command = [compiler, "-std=c++17", "-O1", "-w", "-fsanitize=undefined"]
     command += ["-fno-sanitize-recover", str(HERE / f"{name}.cpp"), "-o", str(program)]

@@ -83,7 +83,8 @@ def check(library, case: Case, before: Case, settings: Selecting, out) -> None:
     for name in ("q", "kv", "summary"):
         assert_same_bits(getattr(case, name), getattr(before, name), name)
     assert torch.equal(out.isnan(), expected.isnan()), "rows that are written"
-    assert torch.equal(out.nan_to_num(), expected.nan_to_num()), "out"
+    # Parts of the keys may be divided otherwise, so that sums are rounded otherwise.
+    assert_output(out, expected.double())
 
 
 def run(library, case: Case, settings: Selecting = DEFAULT) -> None:
@@ -121,6 +122,11 @@ def test_block_edges(library, kv_len):
 def test_settings(library, settings):
     sequences = [(9000, 1), (3000, 1), (3001, 1), (20, 1)]
     run(library, make_step(sequences, q_heads=14), settings)
+
+
+def test_unlike_lengths(library):
+    """Too unlike for a team of thread blocks per row, where a GPU has them."""
+    run(library, make_step([(120000, 1), (100, 1), (0, 0), (3000, 1)], q_heads=14))
 
 
 def test_ignored_sequences_and_padding_rows(library):

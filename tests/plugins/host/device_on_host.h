@@ -1,5 +1,6 @@
-// One thread block of CUDA code on the host: every thread is a fiber, and barriers and shuffles
-// switch between them. Slow, exact, and enough for code that uses no more than what stands here.
+// A thread block of CUDA code, or a cluster of them, on the host: every thread is a fiber, and
+// barriers and shuffles switch between them. Slow, exact, and enough for code that uses no more
+// than what stands here.
 #pragma once
 
 #include <ucontext.h>
@@ -38,7 +39,7 @@ inline float4 make_float4(float x, float y, float z, float w) {
   return {x, y, z, w};
 }
 #endif
-// One thread block runs at a time.
+// One thread block runs at a time, unless it is one of a cluster, which uses none of these.
 #define __shared__ static
 #undef __launch_bounds__
 #define __launch_bounds__(...)
@@ -61,18 +62,16 @@ struct Block {
     bool done = false;
   };
   std::vector<Fiber> fibers;
-  ucontext_t scheduler;
-  std::function<void()> kernel;
   std::vector<int> warp_arrived, warp_generation;
   std::vector<int64_t> slots;
   int arrived = 0, generation = 0;
 };
 inline Block* block = nullptr;
+inline ucontext_t scheduler;
+inline std::function<void()> kernel;
 
 inline void yield() {
-  const unsigned self = threadIdx.x;
-  swapcontext(&block->fibers[self].context, &block->scheduler);
-  threadIdx.x = self;
+  swapcontext(&block->fibers[threadIdx.x].context, &scheduler);
 }
 
 inline void meet(int& arrived, int& generation, int count) {
@@ -92,12 +91,12 @@ inline void meet_warp() {
 
 // Every lane gives a value and gets `pick` of the warp's values.
 template <typename T, typename Pick>
-T exchange(T value, Pick&& pick) {
+auto exchange(T value, Pick&& pick) {
   static_assert(sizeof(T) <= sizeof(int64_t));
   const unsigned self = threadIdx.x;
   std::memcpy(&block->slots[self], &value, sizeof(T));
   meet_warp();
-  const T result = pick([&](int lane) {
+  const auto result = pick([&](int lane) {
     T other;
     std::memcpy(&other, &block->slots[self / 32 * 32 + lane], sizeof(T));
     return other;
@@ -106,36 +105,38 @@ T exchange(T value, Pick&& pick) {
   return result;
 }
 
-// Runs `kernel` as one thread block; says so and ends the program where its threads wait for ever.
-inline void launch(unsigned threads, std::function<void()> kernel) {
-  Block here;
-  block = &here;
+// Runs `code` as `count` thread blocks that take turns; `enter` is called with the number of the
+// one whose turn it is. Says so and ends the program where threads wait for ever.
+inline void launch_together(unsigned count, unsigned threads, std::function<void()> code,
+                            const std::function<void(int)>& enter) {
+  std::vector<Block> blocks(count);
   blockDim.x = threads;
-  here.kernel = std::move(kernel);
-  here.fibers.resize(threads);
-  here.warp_arrived.resize(threads / 32);
-  here.warp_generation.resize(threads / 32);
-  here.slots.resize(threads);
+  kernel = std::move(code);
   constexpr size_t kStack = 64 * 1024;
-  for (auto& fiber : here.fibers) {
-    fiber.stack.reset(new char[kStack]);
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.get();
-    fiber.context.uc_stack.ss_size = kStack;
-    fiber.context.uc_link = &here.scheduler;
-    makecontext(
-        &fiber.context,
-        +[] {
-          const unsigned self = threadIdx.x;
-          block->kernel();
-          block->fibers[self].done = true;
-        },
-        0);
+  for (Block& here : blocks) {
+    here.fibers.resize(threads);
+    here.warp_arrived.resize(threads / 32);
+    here.warp_generation.resize(threads / 32);
+    here.slots.resize(threads);
+    for (auto& fiber : here.fibers) {
+      fiber.stack.reset(new char[kStack]);
+      getcontext(&fiber.context);
+      fiber.context.uc_stack.ss_sp = fiber.stack.get();
+      fiber.context.uc_stack.ss_size = kStack;
+      fiber.context.uc_link = &scheduler;
+      makecontext(
+          &fiber.context,
+          +[] {
+            kernel();
+            block->fibers[threadIdx.x].done = true;
+          },
+          0);
+    }
   }
-  std::vector<unsigned> order(threads);
+  std::vector<unsigned> order(count * threads);
   std::iota(order.begin(), order.end(), 0u);
   static std::mt19937 random(3);
-  size_t left = threads;
+  size_t left = order.size();
   for (long round = 0; left > 0; ++round) {
     if (round > 1000000) {
       std::puts("the threads wait for ever");
@@ -143,12 +144,18 @@ inline void launch(unsigned threads, std::function<void()> kernel) {
     }
     if (round % 4 == 0) std::shuffle(order.begin(), order.end(), random);
     for (unsigned i : order) {
-      if (here.fibers[i].done) continue;
-      threadIdx.x = i;
-      swapcontext(&here.scheduler, &here.fibers[i].context);
-      left -= here.fibers[i].done;
+      block = &blocks[i / threads];
+      if (block->fibers[i % threads].done) continue;
+      enter(static_cast<int>(i / threads));
+      threadIdx.x = i % threads;
+      swapcontext(&scheduler, &block->fibers[threadIdx.x].context);
+      left -= block->fibers[i % threads].done;
     }
   }
+}
+
+inline void launch(unsigned threads, std::function<void()> code) {
+  launch_together(1, threads, std::move(code), [](int) {});
 }
 
 }  // namespace on_host
@@ -178,6 +185,21 @@ T __reduce_add_sync(unsigned, T value) {
     T sum = 0;
     for (int i = 0; i < 32; ++i) sum += of(i);
     return sum;
+  });
+}
+inline unsigned __ballot_sync(unsigned, bool value) {
+  return on_host::exchange(value, [](auto&& of) {
+    unsigned lanes = 0;
+    for (int i = 0; i < 32; ++i) lanes |= (of(i) ? 1u : 0u) << i;
+    return lanes;
+  });
+}
+template <typename T>
+T __reduce_max_sync(unsigned, T value) {
+  return on_host::exchange(value, [](auto&& of) {
+    T largest = of(0);
+    for (int i = 1; i < 32; ++i) largest = std::max(largest, of(i));
+    return largest;
   });
 }
 template <typename T>

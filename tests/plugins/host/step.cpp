@@ -50,6 +50,7 @@ struct Shape {
   int dense_below = 0;
   bool exact = true;  // integers, no norm, no rotation
   int thread_blocks = 5;
+  int team = 1;  // thread blocks of a cluster
 };
 
 template <typename T, int kHeadDim, int kHeadTiles, bool kWide>
@@ -171,15 +172,26 @@ class Case {
     const auto before = kv_;
     using Shared = typename C::Shared;
     constexpr size_t kBytes = (sizeof(Shared) + 127) / 128 * 128;
-    const std::unique_ptr<void, decltype(&std::free)> memory(std::aligned_alloc(128, kBytes),
-                                                             &std::free);
-    std::memset(memory.get(), 0xa5, kBytes);
-    trt_resa::shared_memory = static_cast<char*>(memory.get());
-    auto& shared = *static_cast<Shared*>(memory.get());
-    gridDim.x = s_.thread_blocks;
-    for (int block = 0; block < s_.thread_blocks; ++block) {
-      blockIdx.x = block;
-      on_host::launch(C::kThreads, [&] { run_items<C>(a, shared); });
+    const std::unique_ptr<void, decltype(&std::free)> memory(
+        std::aligned_alloc(128, kBytes * s_.team), &std::free);
+    std::memset(memory.get(), 0xa5, kBytes * s_.team);
+    std::vector<char*> memories;
+    for (int rank = 0; rank < s_.team; ++rank) {
+      memories.push_back(static_cast<char*>(memory.get()) + rank * kBytes);
+    }
+    const int rows = a.batch_size * a.kv_heads;
+    const int clusters = s_.team > 1 ? rows + rows / s_.team + 2 : s_.thread_blocks;
+    gridDim.x = clusters * s_.team;
+    for (int id = 0; id < clusters; ++id) {
+      trt_resa::cluster::begin(id, memories);
+      const auto enter = [&](int rank) {
+        trt_resa::cluster::enter(rank);
+        blockIdx.x = id * s_.team + rank;
+      };
+      on_host::launch_together(
+          s_.team, C::kThreads,
+          [&] { trt_resa::sparse::run<C>(a, *reinterpret_cast<Shared*>(trt_resa::shared_memory)); },
+          enter);
     }
     for (const uint4& words : counters) {
       if ((words.x | words.y | words.z | words.w) != 0) {
@@ -423,5 +435,23 @@ int main() {
   wide.thread_blocks = 9;
   right &= run<__half, 128, 1, true>("wide", wide, {{2500}, {40}});
   right &= run<__half, 96, 1, true>("wide, head_dim 96", wide, {{1300}});
+  Shape team = plain;
+  team.team = 4;
+  right &= run<__half, 64, 1, true>("team", team, {{2600}, {2300}, {0}, {2500, 2}});
+  right &= run<__half, 64, 1, true>("short teams", team, {{1}, {16}, {17}, {300}, {33}, {80}});
+  team.team = 16;
+  team.kv_heads = 1;
+  right &= run<__half, 128, 1, true>("large team", team, {{4001}});
+  Shape team_tiles = tiles;
+  team_tiles.team = 2;
+  team_tiles.local_blocks = 2;
+  team_tiles.sink_blocks = 1;
+  for (int extra : {1, 33}) {
+    right &= run<__nv_bfloat16, 128, 1, true>("a team's blocks of several tiles", team_tiles,
+                                              {{64 * 19 + extra}, {64 * 3 + extra}});
+  }
+  everything.team = 4;
+  right &= run<__nv_bfloat16, 128, 2, true>("a team attends to everything", everything,
+                                            {{1}, {129}, {700}});
   return right ? 0 : 1;
 }
