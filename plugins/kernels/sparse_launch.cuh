@@ -24,7 +24,7 @@ TeamGrid find_teams(const Args& args, size_t shared_bytes) {
           cudaSuccess) {
     return teams;
   }
-  for (int size = kMaxTeam; size > 1; size /= 2) {
+  for (int size = kMaxTeam; size >= kMinTeam; size /= 2) {
     if (rows * size < kMinTeamBlocks) break;
     const LaunchConfig config(dim3(static_cast<unsigned>(rows * size)), dim3(C::kThreads), nullptr,
                               LaunchOptions{shared_bytes, false, size});

@@ -25,6 +25,7 @@
 namespace trt_resa {
 namespace sparse {
 
+constexpr int kMinTeam = 4;  // smaller ones have not been measured
 constexpr int kMaxTeam = 16;
 constexpr int kTeamBins = 512;            // of the histograms that a team adds up
 constexpr int kTeamBlocks = 4096;         // of a row, per thread block
