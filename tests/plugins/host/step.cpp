@@ -50,7 +50,8 @@ struct Shape {
   int dense_below = 0;
   bool exact = true;  // integers, no norm, no rotation
   int thread_blocks = 5;
-  int team = 1;  // thread blocks of a cluster
+  int team = 1;          // thread blocks of a cluster
+  bool crowded = false;  // the selection lies in the first quarter of a sequence, for the most part
 };
 
 template <typename T, int kHeadDim, int kHeadTiles, bool kWide>
@@ -85,7 +86,8 @@ class Case {
       for (int token = 0; token + 1 < kv_lens_[seq]; ++token) {
         for (int head = 0; head < s_.kv_heads; ++head) {
           for (int d = 0; d < kHeadDim; ++d) {
-            *kv(seq, token, 0, head, d) = value();
+            const float weight = s_.crowded && 4 * token < kv_lens_[seq] ? 3.0f : 1.0f;
+            *kv(seq, token, 0, head, d) = T(weight * static_cast<float>(value()));
             *kv(seq, token, 1, head, d) = value();
           }
         }
@@ -438,6 +440,12 @@ int main() {
   Shape team = plain;
   team.team = 4;
   right &= run<__half, 64, 1, true>("team", team, {{2600}, {2300}, {0}, {2500, 2}});
+  Shape crowded = team;
+  crowded.crowded = true;
+  for (double keep_ratio : {0.2, 0.3}) {
+    crowded.keep_ratio = keep_ratio;
+    right &= run<__half, 64, 1, true>("one of a team hands on", crowded, {{2600}, {2001}});
+  }
   right &= run<__half, 64, 1, true>("short teams", team, {{1}, {16}, {17}, {300}, {33}, {80}});
   team.team = 16;
   team.kv_heads = 1;
