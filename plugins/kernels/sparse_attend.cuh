@@ -65,12 +65,8 @@ struct PartTiles {
   Part part;
 
   __device__ int count() const { return part.end_tile - part.first_tile; }
-  // How many can be found. More can after `proceed`, which the whole thread block calls as long as
-  // it is to, and all after `wait`, which a warp calls when it needs them.
-  static constexpr bool kAllKnown = true;
+  // The first that cannot be found before `wait` was called by all lanes of a warp.
   __device__ int known() const { return 0x7fffffff; }
-  __device__ bool is_to_proceed() const { return false; }
-  __device__ void proceed() {}
   __device__ void wait() {}
 
   __device__ Tile find(int i) const {
@@ -97,7 +93,6 @@ struct TileStream {
   int tiles = div_up(max(all.count() - static_cast<int>(threadIdx.x) / 32, 0), Shape::kWarps);
   int next_unit = 0;
   int next_slot = 0;
-  int looked_up = 0;    // tiles of the thread block below this were known then
   int64_t source = -1;  // lane l: element offset of the K of tile 32 * i + l, or -1: read nothing
   int valid = 0;        // and its keys that may be seen
 
@@ -117,10 +112,6 @@ struct TileStream {
     valid = max(min(found.valid, kTileKeys), 0);
   }
 
-  __device__ bool knows_next() const {
-    return next_unit < 2 * tiles && in_all(next_unit / 2) < all.known();
-  }
-
   // Starts the copy of the next unit, K and V in turn; an empty group behind the last one, so that
   // the number of groups in flight is constant.
   __device__ void start_next() {
@@ -128,11 +119,10 @@ struct TileStream {
     if (tile < tiles) {
       const int lane = threadIdx.x % 32;
       const bool is_value = next_unit % 2 != 0;
-      const bool is_new = !Tiles::kAllKnown && in_all(tile) >= looked_up;
-      if (!is_value && (tile % 32 == 0 || is_new)) {
-        if (in_all(tile) >= all.known()) all.wait();
+      const bool waits = in_all(tile) >= all.known();
+      if (!is_value && (tile % 32 == 0 || waits)) {
+        if (waits) all.wait();
         look_up(tile / 32 * 32 + lane);
-        looked_up = all.known();
       }
       const int64_t offset = __shfl_sync(0xffffffffu, source, tile % 32);
       const int rows = offset < 0 ? 0 : __shfl_sync(0xffffffffu, valid, tile % 32);
@@ -318,15 +308,6 @@ __device__ void attend(const Args& a, int kv_head, Tiles& tiles, const T* querie
   TileStream<T, Shape, Tiles> stream{a, kv_head, tiles,
                                      shared_address(shared.bytes) + warp * Shape::kRingBytes,
                                      shared.valid[warp]};
-#pragma unroll 1
-  while (tiles.is_to_proceed() || stream.next_unit < Shape::kUnits) {
-    if (stream.next_unit < Shape::kUnits && (!tiles.is_to_proceed() || stream.knows_next())) {
-      stream.start_next();
-    } else {
-      tiles.proceed();
-    }
-  }
-
   {
     WarpAttention<T, Shape> attention;
     if constexpr (Shape::kQueryInShared) {
@@ -344,19 +325,21 @@ __device__ void attend(const Args& a, int kv_head, Tiles& tiles, const T* querie
     uint32_t weights[Shape::kHeadTiles][2];
     int slot = 0;
 #pragma unroll 1
-    for (int unit = 0; unit < 2 * stream.tiles; ++unit) {
-      const uint32_t bytes = stream.ring + slot * Shape::kUnitBytes;
-      cp_async_wait<Shape::kUnits - 1>();
-      __syncwarp();
-      if (unit % 2 == 0) {
-        attention.weigh_keys(bytes, shared_address(shared.query), stream.ring_valid[unit / 2 % 4],
-                             a.score_scale, weights);
-      } else {
-        attention.add_values(bytes, weights);
+    for (int unit = -Shape::kUnits; unit < 2 * stream.tiles; ++unit) {
+      if (unit >= 0) {
+        const uint32_t bytes = stream.ring + slot * Shape::kUnitBytes;
+        cp_async_wait<Shape::kUnits - 1>();
+        __syncwarp();
+        if (unit % 2 == 0) {
+          attention.weigh_keys(bytes, shared_address(shared.query), stream.ring_valid[unit / 2 % 4],
+                               a.score_scale, weights);
+        } else {
+          attention.add_values(bytes, weights);
+        }
+        __syncwarp();  // all lanes have read it
+        slot = slot + 1 == Shape::kUnits ? 0 : slot + 1;
       }
-      __syncwarp();  // all lanes have read it
       stream.start_next();
-      slot = slot + 1 == Shape::kUnits ? 0 : slot + 1;
     }
     cp_async_wait<0>();
     __syncthreads();  // the rings are free

@@ -114,15 +114,50 @@ __device__ inline bool suits_teams(const Args& a, int size, int row_index, TeamR
   return longest <= size * kTeamBlocks && most <= size * kTeamSelected && bytes <= kIdleBytes;
 }
 
+// The blocks that one of a team attends to: its own ones, then those handed on to it.
+template <typename Shared>
+struct TeamTiles {
+  static constexpr int kLastBlock = 1 << 30;  // set in the entry of the sequence's last block
+
+  const Args& a;
+  Shared& shared;
+  int last_tokens;  // in the last block
+  int own;          // blocks
+  int blocks;       // with those handed on
+  int known_blocks = own;
+
+  __device__ int shift() const { return a.block_shift - kTileShift; }
+  __device__ int count() const { return blocks << shift(); }
+  __device__ int known() const { return known_blocks << shift(); }
+  __device__ void wait() {
+    cluster::wait_for(shared.handed_on, 0);
+    known_blocks = blocks;
+  }
+
+  static __device__ int entry(const Args& a, int pool_block, int block, int row_blocks) {
+    const bool usable = pool_block >= 0 && pool_block < a.num_blocks;
+    return !usable ? -1 : block == row_blocks - 1 ? pool_block | kLastBlock : pool_block;
+  }
+
+  __device__ Tile find(int i) const {
+    const int entry = shared.entries[i >> shift()];
+    Tile tile;
+    tile.slot = i * kTileKeys & (a.block_size - 1);
+    tile.pool_block = entry < 0 ? -1 : entry & ~kLastBlock;
+    tile.valid = ((entry & kLastBlock) != 0 ? last_tokens : a.block_size) - tile.slot;
+    return tile;
+  }
+};
+
 template <typename T, int kHeadDim, typename Shape>
 class Team {
   using Shared = TeamShared<Shape>;
   using Score = typename Shape::Score;
+  using Tiles = TeamTiles<Shared>;
   static constexpr int kThreads = Shape::kThreads;
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kWords = kTeamBins / 2;
   static constexpr int kMerged = kBins / kTeamBins;  // bins of bin_of in one of a team's
-  static constexpr int kLastBlock = 1 << 30;  // set in the entry of the sequence's last block
   static_assert(kWords == kThreads);
 
  public:
@@ -164,54 +199,6 @@ class Team {
     if (suits && cluster::id() == appending && rank_ == 0) write_counts();
     cluster::wait();  // no thread block ends while another may write to its shared memory
     return suits;
-  }
-
-  // What is attended to, see PartTiles: the own blocks that are certain after the first round,
-  // those that the last round decides, and those handed on; as many as the quota in all.
-  static constexpr bool kAllKnown = false;
-  __device__ int count() const { return quota(rank_) << tile_shift(); }
-  __device__ int known() const { return known_ << tile_shift(); }
-  __device__ bool is_to_proceed() const { return stage_ < 2; }
-  __device__ void wait() {
-    cluster::wait_for(s_.handed_on, 0);
-    known_ = quota(rank_);
-  }
-  __device__ Tile find(int i) const {
-    const int entry = s_.entries[i >> tile_shift()];
-    const int last_tokens = row_.kv_len - (row_.blocks - 1) * a_.block_size;
-    Tile tile;
-    tile.slot = i * kTileKeys & (a_.block_size - 1);
-    tile.pool_block = entry < 0 ? -1 : entry & ~kLastBlock;
-    tile.valid = ((entry & kLastBlock) != 0 ? last_tokens : a_.block_size) - tile.slot;
-    return tile;
-  }
-
-  // The first stage is the first round, and lists what is certain then; the second one is the rest.
-  __device__ void proceed() {
-    const bool attends = (a_.roles & kAttend) != 0;
-#pragma unroll 1
-    while (round_ == 0 || (stage_ == 1 && !interval_.is_final())) do_round();
-    if (stage_ == 0) certain_ = interval_.last;
-    if (stage_ == 1) divide();
-    __syncthreads();
-    if (attends && stage_ == 0) {
-      num_certain_ = s_.above[rank_];
-      known_ = min(num_certain_, quota(rank_));
-      await_append();
-    }
-    if (attends && stage_ == 1) {
-      known_ = s_.kept[rank_];
-      const int comes = quota(rank_) - known_;
-      if (comes > 0 && threadIdx.x == 0) {
-        cluster::arrive_expecting(s_.handed_on, comes * static_cast<int>(sizeof(int32_t)));
-      }
-    }
-    // What is certain once more where some of it is handed on.
-    const bool again = stage_ == 1 && attends && num_certain_ > quota(rank_);
-    const int lists = stage_ == 0 && !attends ? 0 : again ? 2 : 1;
-#pragma unroll 1
-    for (int i = 0; i < lists; ++i) list(stage_ == 0 || i == 1);
-    ++stage_;
   }
 
  private:
@@ -259,32 +246,18 @@ class Team {
         });
     cp_async_wait<0>();
     cluster::wait();
-    interval_.wanted = row_.wanted;
-    if (!scores) take_all();
-    if (attends) {
-      attend_and_merge(staged);
+    if (scores) {
+      const Interval interval = find_interval();
+      divide(interval.wanted);
+      list(interval);
     } else {
-#pragma unroll 1
-      while (is_to_proceed()) proceed();
+      take_all();
     }
+    __syncthreads();
+    if (attends) attend_and_merge(staged);
     cluster::arrive();
   }
 
-  __device__ int tile_shift() const { return a_.block_shift - kTileShift; }
-  __device__ int entry_of(int pool_block, int block) const {
-    const bool usable = pool_block >= 0 && pool_block < a_.num_blocks;
-    return !usable ? -1 : block == row_.blocks - 1 ? pool_block | kLastBlock : pool_block;
-  }
-  // Blocks that a rank attends to.
-  __device__ int quota(int rank) const {
-    return share(row_.wanted, rank + 1) - share(row_.wanted, rank);
-  }
-  // The last block is the last rank's.
-  __device__ void await_append() const {
-    if ((a_.roles & kAppend) == 0 || rank_ != size_ - 1) return;
-    sparse::wait(counters() + kAppendedWord, 1);
-    if (threadIdx.x == 0) counters()[kAppendedWord] = 0;
-  }
   // The first of `count` things that are a rank's.
   __device__ int share(int count, int rank) const { return count * rank >> size_shift_; }
   __device__ int32_t* counters() const {
@@ -305,53 +278,56 @@ class Team {
     a_.counts[seq] = selected_of(a_, seq, usable_length(a_, seq, &query_row));
   }
 
-  // A round of the search for the last interval, see TopK. `bins` are those of the own keys inside.
-  __device__ void do_round() {
+  // The last interval of the row's keys, see TopK.
+  __device__ Interval find_interval() {
     const int word = kWords - 1 - static_cast<int>(threadIdx.x);  // from the largest keys on
     const int own = row_.end - row_.begin;
-    int shift = 0;
-    if (round_ > 0) {
-      shift = interval_.shift(kTeamBins);
+    Interval interval;
+    interval.wanted = row_.wanted;
+    int shift = -1;
+#pragma unroll 1
+    for (int round = 0;; ++round) {
+      auto& counts = s_.counts[round % 2];
+      uint64_t& counted = s_.counted[round % 2];
+      __syncthreads();
+      counts[rank_][word] = s_.bins[2 * word] | s_.bins[2 * word + 1] << 16;
+      s_.bins[2 * word] = s_.bins[2 * word + 1] = 0;
+      cluster::fence_before_send();
+      __syncthreads();
+      const int peer = static_cast<int>(threadIdx.x);
+      if (peer == 0) cluster::arrive_expecting(counted, (size_ - 1) * kWords * 4);
+      if (peer < size_ && peer != rank_) {
+        cluster::send_bytes(counts[rank_], kWords * 4, counted, peer);
+      }
+      cluster::wait_for(counted, round / 2 % 2);
+
+      int low = 0, high = 0;
+#pragma unroll 1
+      for (int rank = 0; rank < size_; rank += 2) {
+        const uint32_t first = counts[rank][word], second = counts[rank + 1][word];
+        low += (first & 0xffff) + (second & 0xffff);
+        high += (first >> 16) + (second >> 16);
+      }
+      find_word(word, low, high, interval.wanted);
+      const int bin = s_.found_bin;
+      interval.inside = s_.found_inside;
+      interval.wanted = s_.found_wanted;
+      count_ranks(counts, bin);
+      if (shift < 0) {
+        interval.first = interval_of_bin(bin * kMerged).first;
+        interval.last = interval_of_bin(bin * kMerged + kMerged - 1).last;
+      } else {
+        interval.first += static_cast<uint32_t>(bin) << shift;
+        interval.last = interval.first + min(interval.last - interval.first, (1u << shift) - 1);
+      }
+      if (interval.is_final()) return interval;
+      shift = interval.shift(kTeamBins);
 #pragma unroll 1
       for (int i = threadIdx.x; i < own; i += kThreads) {
         const uint32_t key = s_.keys[i];
-        if (interval_.contains(key)) atomicAdd(&s_.bins[(key - interval_.first) >> shift], 1u);
+        if (interval.contains(key)) atomicAdd(&s_.bins[(key - interval.first) >> shift], 1u);
       }
     }
-    auto& counts = s_.counts[round_ % 2];
-    uint64_t& counted = s_.counted[round_ % 2];
-    __syncthreads();
-    counts[rank_][word] = s_.bins[2 * word] | s_.bins[2 * word + 1] << 16;
-    s_.bins[2 * word] = s_.bins[2 * word + 1] = 0;
-    cluster::fence_before_send();
-    __syncthreads();
-    const int peer = static_cast<int>(threadIdx.x);
-    if (peer == 0) cluster::arrive_expecting(counted, (size_ - 1) * kWords * 4);
-    if (peer < size_ && peer != rank_) {
-      cluster::send_bytes(counts[rank_], kWords * 4, counted, peer);
-    }
-    cluster::wait_for(counted, round_ / 2 % 2);
-
-    int low = 0, high = 0;
-#pragma unroll 1
-    for (int rank = 0; rank < size_; rank += 2) {
-      const uint32_t first = counts[rank][word], second = counts[rank + 1][word];
-      low += (first & 0xffff) + (second & 0xffff);
-      high += (first >> 16) + (second >> 16);
-    }
-    find_word(word, low, high, interval_.wanted);
-    const int bin = s_.found_bin;
-    interval_.inside = s_.found_inside;
-    interval_.wanted = s_.found_wanted;
-    count_ranks(counts, bin);
-    if (round_ == 0) {
-      interval_.first = interval_of_bin(bin * kMerged).first;
-      interval_.last = interval_of_bin(bin * kMerged + kMerged - 1).last;
-    } else {
-      interval_.first += static_cast<uint32_t>(bin) << shift;
-      interval_.last = interval_.first + min(interval_.last - interval_.first, (1u << shift) - 1);
-    }
-    ++round_;
   }
 
   // Finds the bin that holds the wanted-th largest key; each thread has the sums of two bins, the
@@ -395,8 +371,7 @@ class Team {
 
   // How much of the selection is whose, and who attends to it: by the first warp, a lane per rank.
   // `wanted` of the keys in the interval are to be taken, the first ones where not all are.
-  __device__ void divide() {
-    const int wanted = interval_.wanted;
+  __device__ void divide(int wanted) {
     __syncthreads();
     if (threadIdx.x < 32) {
       const int rank = static_cast<int>(threadIdx.x);
@@ -404,11 +379,11 @@ class Team {
       const int inside = exists ? s_.inside[rank] : 0;
       const int equals = max(min(wanted - (warp_inclusive_sum(inside) - inside), inside), 0);
       const int selected = exists ? s_.above[rank] + equals : 0;
-      const int most = exists ? quota(rank) : 0;
-      const int kept = min(selected, most);
+      const int quota = exists ? share(row_.wanted, rank + 1) - share(row_.wanted, rank) : 0;
+      const int kept = min(selected, quota);
       const int all_selected = warp_inclusive_sum(selected);
       const int all_kept = warp_inclusive_sum(kept);
-      const int all_taken = warp_inclusive_sum(most) - all_kept;
+      const int all_taken = warp_inclusive_sum(quota) - all_kept;
       if (exists) {
         s_.equals[rank] = equals;
         s_.kept[rank] = kept;
@@ -417,21 +392,27 @@ class Team {
         s_.taken[rank] = all_taken;
       }
     }
+    __syncthreads();
   }
 
   __device__ int before(const int (&sums)[kMaxTeam]) const {
     return rank_ == 0 ? 0 : sums[rank_ - 1];
   }
 
-  // Goes through the own blocks that are selected, in ascending order: those that are certain, or
-  // the others; all of them where they are written out.
-  __device__ void list(bool certain) {
+  // The own blocks that are selected, in ascending order: written out, or to be attended to but for
+  // the first ones, which are handed on.
+  __device__ void list(const Interval& interval) {
     const bool attends = (a_.roles & kAttend) != 0;
-    const bool whole = interval_.inside == interval_.wanted;
-    const bool ends = !certain && !whole;  // some of the keys that equal the interval's are taken
-    const uint32_t least = certain ? certain_ + 1 : whole ? interval_.first : interval_.last + 1;
-    const uint32_t most = certain || !attends ? 0xffffffffu : certain_;
-    const int equals = ends ? s_.equals[rank_] : 0;
+    const int selected = s_.selected[rank_] - before(s_.selected);
+    const int surplus = selected - s_.kept[rank_];
+    const int given = before(s_.given);
+    const int comes = s_.taken[rank_] - before(s_.taken);
+    if (attends && comes > 0 && threadIdx.x == 0) {
+      cluster::arrive_expecting(s_.handed_on, comes * static_cast<int>(sizeof(int32_t)));
+    }
+    const int equals = s_.equals[rank_];
+    const bool whole = interval.inside == interval.wanted;
+    const uint32_t least = whole ? interval.first : interval.last + 1;
     const int own = row_.end - row_.begin;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int per_warp = (own + kThreads - 1) / kThreads * 32;
@@ -444,14 +425,15 @@ class Team {
       for (int base = first; base < end; base += 32) {
         const int at = base + lane;
         const uint32_t key = at < end ? s_.keys[at] : 0;
-        const bool is_taken = at < end && key >= least && key <= most;
-        const bool is_tie = at < end && ends && key == interval_.last;
+        const bool is_taken = at < end && key >= least;
+        const bool is_tie = at < end && !whole && key == interval.last;
         const uint32_t taken_lanes = __ballot_sync(0xffffffffu, is_taken);
         const uint32_t tie_lanes = __ballot_sync(0xffffffffu, is_tie);
         const uint32_t lanes_before = (1u << lane) - 1;
         const int tied = ties + __popc(tie_lanes & lanes_before);
         if (pass == 1 && (is_taken || (is_tie && tied < equals))) {
-          put(certain, at, takes + __popc(taken_lanes & lanes_before) + min(tied, equals));
+          const int place = takes + __popc(taken_lanes & lanes_before) + min(tied, equals);
+          put(at, place, attends, surplus, given);
         }
         takes += __popc(taken_lanes);
         ties += __popc(tie_lanes);
@@ -466,30 +448,21 @@ class Team {
         ties += s_.warp_sums[i] >> 16;
       }
     }
-    __syncthreads();
   }
 
-  // An own block, the `place`-th of those that are listed with it. Of each kind the last ones are
-  // kept, the first ones are handed on, by when it is known to whom.
-  __device__ void put(bool certain, int at, int place) {
+  // An own block that is the `place`-th of those selected.
+  __device__ void put(int at, int place, bool attends, int surplus, int given) {
     const int block = row_.begin + at;
-    if ((a_.roles & kAttend) == 0) {
+    if (!attends) {
       selection()[before(s_.selected) + place] = block;
       return;
     }
-    const int all =
-        certain ? num_certain_ : s_.selected[rank_] - before(s_.selected) - num_certain_;
-    const int certain_kept = min(num_certain_, quota(rank_));
-    const int kept = certain ? certain_kept : s_.kept[rank_] - certain_kept;
-    const int surplus = all - kept;
-    const int entry = entry_of(s_.pool_blocks[at], block);
+    const int entry = Tiles::entry(a_, s_.pool_blocks[at], block, row_.blocks);
     if (place >= surplus) {
-      if (certain && stage_ != 0) return;  // it is there
-      s_.entries[(certain ? 0 : certain_kept) + place - surplus] = entry;
+      s_.entries[place - surplus] = entry;
       return;
     }
-    if (stage_ == 0) return;
-    const int number = before(s_.given) + (certain ? 0 : num_certain_ - certain_kept) + place;
+    const int number = given + place;
     int to = 0, taken = 0;
 #pragma unroll 1
     for (; s_.taken[to] <= number; ++to) taken = s_.taken[to];
@@ -499,19 +472,20 @@ class Team {
   // All blocks are selected: the own ones are this rank's part.
   __device__ void take_all() {
     const bool attends = (a_.roles & kAttend) != 0;
+    const int begin = row_.begin, end = row_.end;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < row_.end - row_.begin; i += kThreads) {
-      const int block = row_.begin + i;
+    for (int block = begin + static_cast<int>(threadIdx.x); block < end; block += kThreads) {
       if (attends) {
-        s_.entries[i] = entry_of(table()[block], block);
+        s_.entries[block - begin] = Tiles::entry(a_, table()[block], block, row_.blocks);
       } else {
         selection()[block] = block;
       }
     }
-    __syncthreads();
-    if (attends) await_append();
-    known_ = quota(rank_);
-    stage_ = 2;
+    if (threadIdx.x == 0) {
+      s_.kept[rank_] = end - begin;
+      s_.taken[rank_] = 0;
+      if (rank_ > 0) s_.taken[rank_ - 1] = 0;
+    }
   }
 
   __device__ void attend_and_merge(const T* staged) {
@@ -522,7 +496,14 @@ class Team {
     if (threadIdx.x == 0) {
       cluster::arrive_expecting(s_.merged, size_ * mine * static_cast<int>(sizeof(float4) + 8));
     }
-    attend<T>(a_, row_.kv_head, *this, staged, s_.attend,
+    if ((a_.roles & kAppend) != 0 && rank_ == size_ - 1) {
+      wait(counters() + kAppendedWord, 1);  // the last block is in this thread block's part
+      if (threadIdx.x == 0) counters()[kAppendedWord] = 0;
+    }
+    const int kept = s_.kept[rank_];
+    Tiles tiles{a_, s_, row_.kv_len - (row_.blocks - 1) * a_.block_size, kept,
+                kept + s_.taken[rank_] - before(s_.taken)};
+    attend<T>(a_, row_.kv_head, tiles, staged, s_.attend,
               [&](int head, int column, const SoftmaxState& state, const float (&sum)[4]) {
                 const int at = head * kHeadColumns + column / 4;
                 const int owner = at & (size_ - 1);
@@ -571,12 +552,6 @@ class Team {
   const int size_shift_;
   const int rank_;
   TeamRow row_;
-  Interval interval_;
-  uint32_t certain_ = 0;  // keys above it are taken whatever the end of the selection is
-  int num_certain_ = 0;   // own blocks with such keys
-  int round_ = 0;
-  int stage_ = 0;
-  int known_ = 0;  // blocks, see PartTiles
 };
 
 }  // namespace sparse
