@@ -21,7 +21,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -38,6 +38,8 @@ from trt_resa.cli_options import given, options_of
 from trt_resa.config import RectifyMode
 from trt_resa.runtime.executors.choose import ExecutorChoice
 from trt_resa.shapes import SHAPES, shape
+
+Command = Callable[..., Any]
 
 NEW, FOLLOW_UP = "new prompts", "follow-up"
 #: Requests of the warm-up have so many tokens, and generate three windows.
@@ -208,20 +210,37 @@ def _number(result: Any, path: str, digits: int) -> str:
     return "-" if result is None else f"{result:,.{digits}f}"
 
 
+def load_options(command: Command) -> Command:
+    """The options of a load that ``main`` and ``simulate_serving`` share."""
+    options = [
+        click.option("--requests", type=click.IntRange(1, 256), default=16, show_default=True),
+        click.option("--contexts", type=click.IntRange(1), nargs=2, default=(8192, 131072),
+                     show_default=True, help="tokens of the shortest and the longest prompt"),
+        click.option("--output_tokens", type=click.IntRange(2), default=1024, show_default=True),
+        click.option("--rate", type=click.FloatRange(0, min_open=True), default=4.0,
+                     show_default=True, help="arrivals per second"),
+        click.option("--modes", default="dense,fused", show_default=True, callback=_modes),
+        click.option("--seed", default=0, show_default=True),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _modes(context: click.Context, option: click.Parameter, names: str) -> list[RectifyMode]:
+    modes: list[Any] = names.split(",")
+    if not set(modes) <= set(get_args(RectifyMode)):
+        raise click.BadParameter(f"{names!r} must name modes out of {get_args(RectifyMode)}")
+    return modes
+
+
 @click.command(help=__doc__)
 @click.option("--engine_dir", type=click.Path(path_type=Path), help="engine directory")
 @click.option("--shape", "shape_name", type=click.Choice(list(SHAPES)), help="random weights")
 @click.option("--executor", type=click.Choice(get_args(ExecutorChoice)), default="auto")
-@click.option("--requests", type=click.IntRange(1, 256), default=16, show_default=True)
-@click.option("--contexts", type=click.IntRange(1), nargs=2, default=(8192, 131072),
-              show_default=True, help="tokens of the shortest and the longest prompt")  # fmt: skip
-@click.option("--output_tokens", type=click.IntRange(2), default=1024, show_default=True)
+@load_options
 @click.option("--follow_up", type=click.IntRange(0), default=128, show_default=True,
               help="tokens that the second turn adds to each prompt; 0: one turn")  # fmt: skip
-@click.option("--rate", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True,
-              help="arrivals per second")  # fmt: skip
-@click.option("--modes", default="dense,fused", show_default=True)
-@click.option("--seed", default=0, show_default=True)
 @click.option("--max_num_tokens", default=2048, show_default=True, help="with --shape")
 @click.option("--output", type=click.Path(path_type=Path), help="write JSON to this file")
 @options_of(SchedulerConfig)
@@ -235,15 +254,12 @@ def main(
     output_tokens: int,
     follow_up: int,
     rate: float,
-    modes: str,
+    modes: list[RectifyMode],
     seed: int,
     max_num_tokens: int,
     output: Path | None,
     **flags: Any,
 ) -> None:
-    wanted: list[Any] = modes.split(",")
-    if not set(wanted) <= set(get_args(RectifyMode)):
-        raise click.BadParameter(f"{modes!r} must name modes out of {get_args(RectifyMode)}")
     if (engine_dir is None) == (shape_name is None):
         raise click.UsageError("give either --engine_dir DIR or --shape NAME")
     load = Load.spread(requests, *contexts, rate, random.Random(seed))
@@ -274,7 +290,7 @@ def main(
             sparse_attention_config=sparse,
         ) as llm:
             results = []
-            for number, mode in enumerate(wanted):
+            for number, mode in enumerate(modes):
                 own = random.Random(f"{seed} {number}")
                 for result in run(llm, load, output_tokens, follow_up, mode, own):
                     click.echo(f"{mode}, {result['turn']}: {result['seconds']:.1f} s", err=True)

@@ -19,7 +19,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from benchmarks.bench_serving import FOLLOW_UP, NEW, Followed, Load, measures, table
+from benchmarks.bench_serving import FOLLOW_UP, NEW, Followed, Load, load_options, measures, table
 from trt_resa.config import RectifyMode
 from trt_resa.contract import Phase
 from trt_resa.runtime.executors.buckets import bucket
@@ -148,14 +148,8 @@ def simulate(
 @click.option("--shape", "shape_name", type=click.Choice(list(SHAPES)), default="qwen2.5-7b",
               show_default=True, help="gives attention_context")  # fmt: skip
 @click.option("--rows", default="512", show_default=True, help="dense_rows_while_decoding; several")
-@click.option("--requests", type=click.IntRange(1, 256), default=16, show_default=True)
-@click.option("--contexts", type=click.IntRange(1), nargs=2, default=(8192, 131072),
-              show_default=True)  # fmt: skip
-@click.option("--output_tokens", type=click.IntRange(2), default=1024, show_default=True)
+@load_options
 @click.option("--follow_up", type=click.IntRange(1), default=128, show_default=True)
-@click.option("--rate", type=click.FloatRange(0, min_open=True), default=4.0, show_default=True)
-@click.option("--modes", default="dense,fused", show_default=True)
-@click.option("--seed", default=0, show_default=True)
 def main(
     shape_name: str,
     rows: str,
@@ -164,15 +158,14 @@ def main(
     output_tokens: int,
     follow_up: int,
     rate: float,
-    modes: str,
+    modes: list[RectifyMode],
     seed: int,
 ) -> None:
     load = Load.spread(requests, *contexts, rate, random.Random(seed))
     context = shape(shape_name, contexts[1]).attention_context
-    wanted: list[Any] = modes.split(",")
     for bound in map(int, rows.split(",")):
         results = []
-        for mode in wanted:
+        for mode in modes:
             for turn, more in ((NEW, 0), (FOLLOW_UP, follow_up)):
                 served = simulate(load, mode, output_tokens, more, bound, context, Costs())
                 results.append({"mode": mode, "turn": turn, **measures(served)})
