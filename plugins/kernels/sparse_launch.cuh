@@ -19,28 +19,24 @@ template <typename C>
 TeamGrid find_teams(const Args& args, size_t shared_bytes) {
   TeamGrid teams;
   const int rows = args.batch_size * args.kv_heads;
-  if (args.batch_size > 32 || (args.roles & kSelect) == 0 ||
-      cudaFuncSetAttribute(sparse_kernel<C>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) !=
-          cudaSuccess) {
-    return teams;
-  }
-  for (int size = kMaxTeam; size >= kMinTeam; size /= 2) {
+  if (args.batch_size > 32 || (args.roles & kSelect) == 0) return teams;
+  cudaError_t error =
+      cudaFuncSetAttribute(sparse_kernel<C>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  for (int size = kMaxTeam; error == cudaSuccess && size >= kMinTeam; size /= 2) {
     if (rows * size < kMinTeamBlocks) break;
     const LaunchConfig config(dim3(static_cast<unsigned>(rows * size)), dim3(C::kThreads), nullptr,
                               LaunchOptions{shared_bytes, false, size});
     int clusters = 0;
-    if (cudaOccupancyMaxActiveClusters(&clusters, sparse_kernel<C>, &config.config) !=
-        cudaSuccess) {
-      break;
-    }
+    error = cudaOccupancyMaxActiveClusters(&clusters, sparse_kernel<C>, &config.config);
     // Appending comes on top, a thread block per row.
     const int appending = (args.roles & kAppend) != 0 ? (rows + size - 1) / size : 0;
     if (clusters < rows + appending) continue;
     // Where teams always suit, the room that is left is free for the next launch.
-    const bool always = args.batch_size == 1 && args.max_blocks_per_seq <= size * kTeamBlocks;
+    const bool always = args.batch_size == 1 && args.max_blocks_per_seq <= size * kTeamBlocks &&
+                        args.max_selected <= size * kTeamSelected;
     return TeamGrid{size, always ? rows + appending : clusters};
   }
-  static_cast<void>(cudaGetLastError());
+  static_cast<void>(cuda_status(error));  // a failure is cleared: items need no clusters
   return teams;
 }
 
