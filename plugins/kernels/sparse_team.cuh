@@ -5,7 +5,7 @@
 // key or selection leaves the multiprocessors, and half of them keep the memory busy.
 //
 // A thread block scores its own share of the row's blocks and keeps their keys. The team finds the
-// last interval of the top-k (sparse_topk.cuh) from histograms that each publishes and all add up,
+// last interval of the top-k (sparse_topk.cuh) from histograms that each sends and all add up,
 // from which every thread block also knows how much of the selection is whose. Each attends to what
 // it has selected itself, up to its quota, an equal share of the selection; what is above goes
 // to those that are below theirs, in a fixed order. Results are merged by columns.
