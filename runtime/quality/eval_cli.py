@@ -37,6 +37,8 @@ _POSITIVE = click.IntRange(min=1)
               help="tokens of a prompt, or of a text before its forced part; a list")  # fmt: skip
 @click.option("--answer_tokens", default="1000", show_default=True,
               help="tokens of the answer of a chain (arithmetic, lists); a list")  # fmt: skip
+@click.option("--filler_tokens", type=click.IntRange(min=0), default=0, show_default=True,
+              help="tokens of a text that says nothing, before a chain's question")  # fmt: skip
 @click.option("--forced_tokens", type=_POSITIVE, default=128, show_default=True,
               help="tokens of a text, or of the dense answer to a prompt, to compare")  # fmt: skip
 @click.option("--samples", type=_POSITIVE, default=5, show_default=True, help="per task and length")
@@ -59,6 +61,7 @@ def evaluate(
     sweep_modes: str,
     lengths: str,
     answer_tokens: str,
+    filler_tokens: int,
     forced_tokens: int,
     samples: int,
     depths: int,
@@ -81,6 +84,7 @@ def evaluate(
         samples=samples,
         depths=depths,
         answer_tokens=_numbers("--answer_tokens", answer_tokens),
+        filler_tokens=filler_tokens,
         forced_tokens=forced_tokens,
         texts=read_texts(texts) if TEXT in chosen else {},
         prompts=read_prompts(prompts) if prompts is not None else [],
@@ -98,7 +102,7 @@ def evaluate(
         plots.check_plots(plot_dir)
     with open_llm(flags) as llm:
         below = llm.sparse_attention_config.dense_below
-        if below and min((*plan.lengths, *plan.answer_tokens)) <= below:
+        if below and plan.shortest <= below:
             _note(
                 f"sequences of up to {below} tokens are dense (dense_below); --dense_below 0 "
                 "measures what sparse attention would cost them"

@@ -25,8 +25,9 @@ Progress = Callable[[str], None]
 class Plan:
     """What to run. ``lengths``: tokens of a prompt. ``depths``: places of a needle, in turn.
 
-    ``answer_tokens``: of a chain. ``forced_tokens``: of a text, after ``length`` tokens of it, and
-    generated for each of ``prompts``.
+    ``answer_tokens``: of a chain, ``filler_tokens``: of a text before its question.
+    ``forced_tokens``: of a text, after ``length`` tokens of it, and generated for each of
+    ``prompts``.
     """
 
     tasks: Sequence[str]
@@ -34,11 +35,20 @@ class Plan:
     samples: int
     depths: int
     answer_tokens: Sequence[int]
+    filler_tokens: int
     forced_tokens: int
     texts: Mapping[str, str]
     prompts: Sequence[UserPrompt]
     seed: int
     chat: bool
+
+    @property
+    def shortest(self) -> int:
+        """About the tokens of the shortest sequence of ``tasks``; 0 without tasks."""
+        chains = CHAIN_TASKS.keys() & set(self.tasks)
+        found = [self.filler_tokens + answer for answer in self.answer_tokens if chains]
+        found += [length for length in self.lengths if set(self.tasks) - chains]
+        return min(found, default=0)
 
 
 class Evaluation:
@@ -86,7 +96,9 @@ class Evaluation:
         plan = self._plan
         numbers = range(plan.samples)
         if task in CHAIN_TASKS:
-            questions = [self._maker.chain(task, plan.seed + n, length) for n in numbers]
+            questions = [
+                self._maker.chain(task, plan.seed + n, length, plan.filler_tokens) for n in numbers
+            ]
         else:
             step = 1 / max(1, plan.depths - 1)
             questions = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -10,6 +10,7 @@ from trt_resa.errors import ConfigError, RequestError
 from trt_resa.runtime.quality.chains import CHAIN_TASKS
 from trt_resa.runtime.quality.retrieval import RETRIEVAL_TASKS, retrieval
 from trt_resa.runtime.quality.samples import Sample, fitting
+from trt_resa.runtime.quality.words import filler
 from trt_resa.runtime.tokenizer import TextTokenizer
 from trt_resa.sampling_params import SamplingParams
 
@@ -69,9 +70,20 @@ class PromptMaker:
 
         return self._question(fitting(make, size, length), ())
 
-    def chain(self, task: str, seed: int, answer_tokens: int) -> Question:
-        """The right answer takes at most ``answer_tokens``, and nearly so many."""
-        sample = fitting(partial(CHAIN_TASKS[task], seed), self._answer_length, answer_tokens)
+    def chain(self, task: str, seed: int, answer_tokens: int, filler_tokens: int) -> Question:
+        """The right answer takes at most ``answer_tokens``, and nearly so many.
+
+        So does the text that stands before the question with ``filler_tokens``; 0: none.
+        """
+        chain = fitting(partial(CHAIN_TASKS[task], seed), self._answer_length, answer_tokens)
+
+        def behind(sentences: int) -> Sample:
+            return replace(chain, body=f"{filler(seed, sentences)}\n\n{chain.body}")
+
+        def added(sample: Sample) -> int:
+            return len(self.ids(sample.body)) - len(self.ids(chain.body))
+
+        sample = fitting(behind, added, filler_tokens) if filler_tokens else chain
         return self._question(sample, (f"\nStep {len(sample.expected) + 1}:",))
 
     def _question(self, sample: Sample, stop: tuple[str, ...]) -> Question:

@@ -57,6 +57,12 @@ def sentence(rng: random.Random) -> str:
     )
 
 
+def filler(seed: int, sentences: int) -> str:
+    """Sentences; more of them begin as fewer of the same ``seed`` do."""
+    rng = random.Random(f"filler {seed}")
+    return " ".join(sentence(rng) for _ in range(sentences))
+
+
 def keys(rng: random.Random, count: int) -> list[str]:
     """Different names, as "velvet-otter"."""
     numbers = rng.sample(range(len(ADJECTIVES) * len(NOUNS)), count)

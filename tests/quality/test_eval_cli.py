@@ -130,6 +130,8 @@ def test_the_tables_and_plots(written: Path) -> None:
         (["--lengths", "100"], "takes at least"),
         (["--lengths", "5000"], "max_seq_len 2048"),
         (["--tasks", "arithmetic", "--answer_tokens", "3000"], "max_seq_len 2048"),
+        (["--tasks", "lists", "--filler_tokens", "3000"], "max_seq_len 2048"),
+        (["--filler_tokens", "-1"], "-1 is not in the range"),
         (["--samples", "0"], "0 is not in the range"),
         (["--text", "/does/not/exist"], "--text cannot be read"),
         (["--prompts", "/does/not/exist"], "--prompts /does/not/exist cannot be read"),

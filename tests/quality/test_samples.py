@@ -119,9 +119,16 @@ def test_prompts_are_as_long_as_asked(maker: PromptMaker, task: str) -> None:
 
 
 def test_chains_are_as_long_as_asked(maker: PromptMaker) -> None:
-    question = maker.chain("arithmetic", 0, 1000)
+    question = maker.chain("arithmetic", 0, 1000, 0)
     assert 1000 - 25 < len(maker.ids(question.sample.answer)) <= 1000
     assert question.params.stop == (f"\nStep {len(question.sample.expected) + 1}:",)
+
+
+def test_a_chain_behind_a_text_is_the_same_chain(maker: PromptMaker) -> None:
+    alone, behind = (maker.chain("lists", 3, 300, tokens) for tokens in (0, 2000))
+    assert 2000 - 120 < len(behind.prompt) - len(alone.prompt) <= 2000
+    assert behind.sample.body.endswith(f".\n\n{alone.sample.body}")
+    assert behind.sample.expected == alone.sample.expected
 
 
 def test_the_chat_template_is_around_the_body(maker: PromptMaker) -> None:
