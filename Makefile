@@ -13,7 +13,7 @@ demo: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" ENGINE="$(ENGINE)" bash scripts/demo.sh
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2
 
 # Needs an NVIDIA GPU; fails, not skips, where the kernel library was not built.
 test-gpu: $(INSTALLED)
