@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+import time
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from pathlib import Path
@@ -35,6 +36,8 @@ from trt_resa.sampling_params import SamplingParams
 
 #: A text, or the token ids of one.
 Prompt = str | SequenceOf[int]
+#: Keys of a prompt's blocks that are made at a stretch, in some 50 us.
+KEYS_AT_ONCE = 64
 
 
 class LLM:
@@ -232,7 +235,9 @@ class LLM:
         if self._reuses and whole:
             # Here, and not by the engine's thread, which everyone waits for.
             for sequence in sequences:
-                sequence.block_key(whole - 1)
+                for index in (*range(KEYS_AT_ONCE - 1, whole, KEYS_AT_ONCE), whole - 1):
+                    sequence.block_key(index)
+                    time.sleep(0)  # lets the engine's thread have the interpreter
         return RequestHandle(request_id, text, ids, sequences, streaming, self._loop.cancel)
 
     def _token_ids(self, prompt: Prompt) -> list[int]:

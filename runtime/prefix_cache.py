@@ -24,6 +24,8 @@ class BlockKeys:
 
         All keys up to it are made with it.
         """
+        if index < len(self._keys):
+            return self._keys[index]
         made = len(self._keys) * self._block_size
         packed = array("I", tokens[made : (index + 1) * self._block_size])
         width = packed.itemsize * self._block_size

@@ -15,7 +15,7 @@ class ForwardProgram:
     """Runs ``launches`` in order on ``stream``.
 
     With ``capture`` the first run is followed by a capture, and every later one replays the graph;
-    ``late``: the second run captures, so that launches which come once leave no graph. A graph
+    ``late``: the second run is, so that launches which come once leave no graph. A graph
     holds addresses and extents, so whatever changes from step to step must be contents of device
     memory. ``captures`` counts what was captured.
     """
@@ -36,15 +36,14 @@ class ForwardProgram:
 
     def run(self) -> None:
         with torch.cuda.stream(self._stream):
-            if self._capture and self._ran and self._graph is None:
-                self._graph = self._captured()
             if self._graph is not None:
                 self._graph.replay()
                 return
             self._enqueue()
-            self._ran = True
-            if self._capture and not self._late:
+            # The capture takes the host's time while the GPU has these launches to run.
+            if self._capture and (self._ran or not self._late):
                 self._graph = self._captured()
+            self._ran = True
 
     def run_eagerly(self) -> None:
         """The same launches without the graph."""
@@ -52,13 +51,15 @@ class ForwardProgram:
             self._enqueue()
 
     def _captured(self) -> torch.cuda.CUDAGraph:
-        self._stream.synchronize()
+        """Of launches on the current stream. Not by ``torch.cuda.graph``, which first waits for the
+        GPU and empties PyTorch's caches: everyone's next token would come that much later."""
         graph = torch.cuda.CUDAGraph()
         # Other threads may use the GPU meanwhile.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
-        ):
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
             self._enqueue()
+        finally:
+            graph.capture_end()
         self.captures += 1
         return graph
 
