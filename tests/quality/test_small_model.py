@@ -22,7 +22,7 @@ MODES = ("dense", "verify", "fused")
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     engine = build_torch_engine(CHECKPOINT, tmp_path_factory.mktemp("small"), min_blocks=4)
-    with LLM(engine, device="cpu") as opened:
+    with LLM(engine, device="cpu", kv_cache_config={"max_tokens": 16384}) as opened:
         yield opened
 
 
