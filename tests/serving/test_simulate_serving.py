@@ -24,12 +24,12 @@ def forward(phase: Phase, *spans: tuple[int, int]) -> Forward[int]:
 @pytest.mark.parametrize(
     ("phase", "spans", "ms"),
     [
-        (Phase.SPARSE, [(99_999, 100_000)] * 2, 2.45 + 2 * 0.039 + 2 * 0.374),
-        (Phase.DENSE, [(99_999, 100_000)] * 2, 2.9 + 2 * 1.9),
-        (Phase.DENSE, [(99_968, 100_000)], 4.27 + 2.94),
-        (Phase.DENSE, [(99_744, 100_000)], 14.3 + 0.8 * 25.6 + 2.5),
-        (Phase.DENSE, [(49_968, 50_000), (99_776, 100_000)], 14.3 + 0.8 * 22.4 + 2.5 * 1.5),
-        (Phase.DENSE, [(97_952, 100_000)], 43.6 + 0.8 * 204.8),
+        (Phase.SPARSE, [(99_999, 100_000)] * 2, 2.5 + 2 * 0.011 + 2 * 0.377),
+        (Phase.DENSE, [(99_999, 100_000)] * 2, 2.9 + 2 * 1.87),
+        (Phase.DENSE, [(99_968, 100_000)], 5.0 + 2.5),
+        (Phase.DENSE, [(99_744, 100_000)], 14.5 + 0.7 * 25.6),
+        (Phase.DENSE, [(49_968, 50_000), (99_776, 100_000)], 14.5 + 0.7 * 22.4 + 2.7 * 0.5),
+        (Phase.DENSE, [(97_952, 100_000)], 43.9 + 0.7 * 204.8),
     ],
 )
 def test_what_a_forward_costs(phase: Phase, spans: list[tuple[int, int]], ms: float) -> None:
