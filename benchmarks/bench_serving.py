@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import gc
 import json
 import random
 import shlex
@@ -289,6 +290,8 @@ def main(
             scheduler_config=scheduler,
             sparse_attention_config=sparse,
         ) as llm:
+            gc.collect()
+            gc.freeze()  # as docs/serving.md advises
             results = []
             for number, mode in enumerate(modes):
                 own = random.Random(f"{seed} {number}")
