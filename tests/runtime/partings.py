@@ -1,8 +1,10 @@
-"""Where two greedy outputs part first, and how near their two tokens were to a tie there."""
+"""Where two greedy outputs part first, how near their two tokens were to a tie there, and how much
+the two runs differ before."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 from trt_resa.runtime.outputs import CompletionOutput
 
@@ -18,6 +20,25 @@ def gap_at_the_parting(ours: CompletionOutput, theirs: CompletionOutput) -> floa
     assert theirs.logprobs is not None
     found = theirs.logprobs[place]
     return found[theirs.token_ids[place]] - found.get(ours.token_ids[place], float("-inf"))
+
+
+def noise(ours: Sequence[CompletionOutput], theirs: Sequence[CompletionOutput]) -> float:
+    """By how much (root mean square) the log probabilities of the two likeliest tokens of
+    ``theirs`` stand otherwise to one another in ``ours``; up to where outputs part."""
+    moved = [m for a, b in zip(ours, theirs, strict=True) for m in _moved(a, b)]
+    return fmean(m * m for m in moved) ** 0.5
+
+
+def _moved(ours: CompletionOutput, theirs: CompletionOutput) -> Iterator[float]:
+    assert ours.logprobs is not None
+    assert theirs.logprobs is not None
+    for place, found in enumerate(theirs.logprobs):
+        first, second = sorted(found, key=found.__getitem__, reverse=True)[:2]
+        own = ours.logprobs[place]
+        if first in own and second in own:
+            yield own[first] - own[second] - (found[first] - found[second])
+        if ours.token_ids[place] != theirs.token_ids[place]:
+            return
 
 
 def check_partings(

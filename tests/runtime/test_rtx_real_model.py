@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.prompts import LONG_PROMPTS
-from tests.runtime.partings import check_partings
+from tests.runtime.partings import check_partings, noise
 from trt_resa import LLM, SamplingParams
 from trt_resa.runtime.outputs import CompletionOutput
 from trt_resa.runtime.stats import total
@@ -16,15 +16,24 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 
 #: A step of fp16 at the size of the likeliest logits, most of which are from 16 to 32.
 TIE = 2**-6
-#: Of the 20 outputs. With the noise of ``benchmarks/results/fp16_noise_cpu.txt``, 18 is what to
-#: expect: in some outputs the two likeliest tokens come closer than the noise.
-EQUAL = 18
+#: Between two runs on an H100 the distance of the two likeliest tokens differed by 0.0053 to 0.0058
+#: (``benchmarks/results/real_model_h100.txt``), which is what fp16 makes of another order of sums:
+#: sums in fp16 would give five times as much. Where two tokens are nearer than that, chance
+#: decides: of the 20 outputs 18 is what to expect, and fewer than 16 at 1 to 2 %.
+NOISE, EQUAL = 0.008, 16
 PARAMS = SamplingParams(max_tokens=200, ignore_eos=True, logprobs=4)
 #: Every request computes its whole prompt.
 CACHE = {"max_tokens": 1 << 15, "enable_block_reuse": False}
 
 #: Outputs of all prompts by mode.
 Outputs = dict[str, list[CompletionOutput]]
+
+
+def check(ours: list[CompletionOutput], theirs: list[CompletionOutput]) -> None:
+    check_partings(ours, theirs, EQUAL, TIE)
+    differ = noise(ours, theirs)
+    print(f"noise between the two likeliest tokens: {differ:.4f}")
+    assert differ < NOISE
 
 
 def generate(llm: LLM, mode: str) -> list[CompletionOutput]:
@@ -55,11 +64,11 @@ def engine(request: pytest.FixtureRequest, smol_gpu_engine: Path) -> Outputs:
 def test_tokens_are_those_of_plain_pytorch(
     engine: Outputs, pytorch: list[CompletionOutput]
 ) -> None:
-    check_partings(engine["dense"], pytorch, EQUAL, TIE)
+    check(engine["dense"], pytorch)
 
 
 def test_verify_is_dense(engine: Outputs) -> None:
-    check_partings(engine["verify"], engine["dense"], EQUAL, TIE)
+    check(engine["verify"], engine["dense"])
     stats = total(output.stats for output in engine["verify"])
     print(
         f"verify attended to {stats.attended_share:.0%} of the blocks, and "
