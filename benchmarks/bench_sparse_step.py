@@ -209,7 +209,7 @@ def measure(
             "share_of_ceiling": rate / ceiling,
         }
         note = ""
-        if kernel == "sparse_step":
+        if kernel == "sparse_step" and (batch, thousands) in TARGETS:
             must, aim = TARGETS[batch, thousands]
             note = f"  must {must}, aim {aim}"
         print(

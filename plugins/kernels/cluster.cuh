@@ -31,9 +31,10 @@ __device__ inline int id() {
   return value;
 }
 
-// All threads of the cluster arrive, and those that wait go on when all have.
+// All threads of the cluster arrive, and those that wait go on when all have. Of what was written
+// before, only barriers that were made and fenced are sure to be seen.
 __device__ inline void arrive() {
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
 }
 __device__ inline void wait() {
   asm volatile("barrier.cluster.wait.acquire;" ::: "memory");

@@ -65,16 +65,22 @@ struct RopeTable {
     for (int i = threadIdx.x; i < rows * frequencies; i += blockDim.x) {
       const int row = kRows == 1 ? 0 : i / frequencies;
       const int frequency = i - row * frequencies;
-      set(p, row, frequency, angle(p, first_row + row, frequency));
+      set(p, row, frequency, angle({p.position_ids[first_row + row], p.inv_freq[frequency]}));
     }
   }
 
-  // The table of one row in two steps: this thread's angle is loaded, and set later.
-  static __device__ float load(const Params& p, int row) {
-    return is_one(p) ? angle(p, row, static_cast<int>(threadIdx.x)) : 0.0f;
+  // The table of one row in two steps: what this thread's angle comes from is loaded, which nothing
+  // waits for yet, and set later.
+  struct Loaded {
+    int position;
+    float inv_freq;
+  };
+  static __device__ Loaded load(const Params& p, int row) {
+    if (!is_one(p)) return {0, 0.0f};
+    return {p.position_ids[row], p.inv_freq[threadIdx.x]};
   }
-  __device__ void set(const Params& p, float angle) {
-    if (is_one(p)) set(p, 0, static_cast<int>(threadIdx.x), angle);
+  __device__ void set(const Params& p, const Loaded& loaded) {
+    if (is_one(p)) set(p, 0, static_cast<int>(threadIdx.x), angle(loaded));
   }
 
   // Rotates the 8 elements of one lane; all lanes of the warp call it. Element d of the first half
@@ -110,8 +116,8 @@ struct RopeTable {
   static __device__ bool is_one(const Params& p) {
     return static_cast<int>(threadIdx.x) < p.rotary_dim / 2;
   }
-  static __device__ float angle(const Params& p, int row, int frequency) {
-    return __fmul_rn(static_cast<float>(p.position_ids[row]), p.inv_freq[frequency]);
+  static __device__ float angle(const Loaded& loaded) {
+    return __fmul_rn(static_cast<float>(loaded.position), loaded.inv_freq);
   }
   __device__ void set(const Params& p, int row, int frequency, float angle) {
     const int groups = p.rotary_dim / 2 / kVecSize;

@@ -22,6 +22,15 @@ __device__ inline void cp_async_16(uint32_t target, const void* source, bool val
   cp_async_16(target, source, valid ? 16 : 0);
 }
 
+// The same of what a launch reads once: in the L2 cache its lines give way before others.
+__device__ inline void cp_async_16_once(uint32_t target, const void* source, bool valid) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;\n" ::"r"(target),
+               "l"(source), "r"(valid ? 16 : 0), "l"(policy)
+               : "memory");
+}
+
 // The same of 4 bytes, all of them.
 __device__ inline void cp_async_4(uint32_t target, const void* source) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;\n" ::"r"(target), "l"(source) : "memory");

@@ -135,8 +135,8 @@ struct TileStream {
       for (int i = 0; i < kTileKeys * Shape::kChunks / 32; ++i) {
         const int at = i * 32 + lane;
         const int row = at / Shape::kChunks;
-        cp_async_16(to + unit_offset<Shape::kChunks>(row, at % Shape::kChunks),
-                    from + at * kVecSize, row < rows);
+        cp_async_16_once(to + unit_offset<Shape::kChunks>(row, at % Shape::kChunks),
+                         from + at * kVecSize, row < rows);
       }
     }
     cp_async_commit();
@@ -357,20 +357,22 @@ __device__ void attend(const Args& a, int kv_head, Tiles& tiles, const T* querie
   for (int at = threadIdx.x; at < group * (kHeadDim / 4); at += blockDim.x) {
     const int head = at / (kHeadDim / 4);
     const int column = at % (kHeadDim / 4) * 4;
-    SoftmaxState state;
-#pragma unroll 4
-    for (int i = 0; i < warps; ++i) state.max = fmaxf(state.max, shared.states[i][head].max);
+    SoftmaxState states[Shape::kWarps];
+#pragma unroll
+    for (int i = 0; i < Shape::kWarps; ++i) {
+      if (i < warps) states[i] = shared.states[i][head];
+    }
+    float scales[Shape::kWarps];
+    const SoftmaxState state = softmax_merge(states, scales);
     float sum[4] = {};
-#pragma unroll 4
-    for (int i = 0; i < warps; ++i) {
+#pragma unroll
+    for (int i = 0; i < Shape::kWarps; ++i) {
+      if (i >= warps) break;
       const float4 other = *reinterpret_cast<const float4*>(
           accumulators + (i * Shape::kHeads + head) * Shape::kMergeStride + column);
       const float others[4] = {other.x, other.y, other.z, other.w};
-      const SoftmaxState& part_of_warp = shared.states[i][head];
-      const float scale = softmax_rescale(part_of_warp.max, state.max);
-      state.sum += part_of_warp.sum * scale;
 #pragma unroll
-      for (int j = 0; j < 4; ++j) sum[j] += others[j] * scale;
+      for (int j = 0; j < 4; ++j) sum[j] += others[j] * scales[i];
     }
     keep(head, column, state, sum);
   }

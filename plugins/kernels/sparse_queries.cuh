@@ -82,7 +82,7 @@ class GroupQueries {
   bool norms_ = false;
   bool rotates_ = false;
   bool fills_ = false;
-  float angle_ = 0.0f;
+  typename append::RopeTable<kHeadDim, 1>::Loaded angle_;
   const T* source_;
   Vec<T> norm_weight_;
   Vec<T> loaded_[kRounds];

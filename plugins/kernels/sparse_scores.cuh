@@ -26,16 +26,22 @@ struct MeanQuery {
   template <typename T>
   __device__ void set(const T* q, int group, int head_dim) {
     float sum[kVecSize] = {};
-#pragma unroll 1
+#pragma unroll 2
     for (int head = 0; head < group; ++head) {
       float x[kVecSize];
       Vec<T>::load(q + head * head_dim).to_floats(x);
 #pragma unroll
       for (int i = 0; i < kVecSize; ++i) sum[i] += x[i];
     }
+    // Divided as __fdiv_rn does, in three instructions: a quotient that is off by less than an
+    // ulp and its exact remainder round as the division does where nothing underflows.
     const float count = static_cast<float>(group);
+    const float inverse = __fdiv_rn(1.0f, count);
 #pragma unroll
-    for (int i = 0; i < kVecSize; ++i) values[i] = __fdiv_rn(sum[i], count);
+    for (int i = 0; i < kVecSize; ++i) {
+      const float quotient = sum[i] * inverse;
+      values[i] = fmaf(fmaf(-quotient, count, sum[i]), inverse, quotient);
+    }
 #pragma unroll
     for (int i = 0; i < kVecSize / 2; ++i) {
       take_max[i] = (values[2 * i] >= 0.0f ? 0x0000ffffu : 0u) |
@@ -107,6 +113,7 @@ class ScoreItem {
         pool<const T>(a.summary, a.append.indirect) + range.kv_head * 2 * kHeadDim + column_;
     ring_ = static_cast<char*>(ring) + (warp * Shape::kPerLane * 2 * 32 + lane) * 16;
     mine_ = lane_in_row * L::kRowsPerPass + lane / L::kLanes;
+    next_entries_ = rounds_ > 0 ? look_up(first_) : -1;
   }
 
   // Calls `keep` with each block and its key. `stage` is called when the first copies are under
@@ -138,13 +145,13 @@ class ScoreItem {
     return block >= a_.sink_blocks && block < scored_end_;
   }
 
-  // The pool block of this lane's one of 32 blocks, or -1 where its summary is not to be read.
+  // The table's entry of this lane's one of 32 blocks, or -1 where its summary is not to be read.
+  // Nothing waits for it yet.
   __device__ int look_up(int block) const {
     block += threadIdx.x % 32;
-    if (!is_scored(block)) return -1;
-    const int pool_block = table_[block];
-    return pool_block < a_.num_blocks ? pool_block : -1;
+    return is_scored(block) ? table_[block] : -1;
   }
+  __device__ bool is_usable(int entry) const { return entry >= 0 && entry < a_.num_blocks; }
 
   // Starts the copies of a round; an empty group behind the last one, so that the number of groups
   // in flight is constant.
@@ -153,25 +160,25 @@ class ScoreItem {
       const int begin = round * Shape::kPerWarp;
       const int place = begin % 32;
       if (place == 0) {
-        pool_blocks_ = begin == 0 ? look_up(first_) : next_pool_blocks_;
-        next_pool_blocks_ =
-            begin + 32 < rounds_ * Shape::kPerWarp ? look_up(first_ + begin + 32) : -1;
+        entries_ = next_entries_;
+        next_entries_ = begin + 32 < rounds_ * Shape::kPerWarp ? look_up(first_ + begin + 32) : -1;
       }
       const int row_in_pass = threadIdx.x % 32 / L::kLanes;
 #pragma unroll
       for (int i = 0; i < Shape::kPerLane; ++i) {
-        const int source =
-            __shfl_sync(append::kAllLanes, pool_blocks_, place + i * L::kRowsPerPass + row_in_pass);
+        const int entry =
+            __shfl_sync(append::kAllLanes, entries_, place + i * L::kRowsPerPass + row_in_pass);
+        const bool usable = is_usable(entry);
         const T* summary =
-            summaries_ + static_cast<int64_t>(max(source, 0)) * (a_.kv_heads * 2 * kHeadDim);
+            summaries_ + static_cast<int64_t>(usable ? entry : 0) * (a_.kv_heads * 2 * kHeadDim);
         const uint32_t target = shared_address(stage(round)) + i * (2 * 32 * 16);
-        cp_async_16(target, summary, source >= 0);
-        cp_async_16(target + 32 * 16, summary + kHeadDim, source >= 0);
+        cp_async_16_once(target, summary, usable);
+        cp_async_16_once(target + 32 * 16, summary + kHeadDim, usable);
       }
       // Whether the block whose key this lane will write can be read.
-      const int own = __shfl_sync(append::kAllLanes, pool_blocks_, (place + mine_) % 32);
+      const int own = __shfl_sync(append::kAllLanes, entries_, (place + mine_) % 32);
       const uint32_t bit = 1u << round % 32;
-      readable_ = own >= 0 ? readable_ | bit : readable_ & ~bit;
+      readable_ = is_usable(own) ? readable_ | bit : readable_ & ~bit;
     }
     cp_async_commit();
   }
@@ -180,25 +187,36 @@ class ScoreItem {
   __device__ void finish(int round, const MeanQuery& mean, Keep&& keep) {
     const int lane_in_row = threadIdx.x % L::kLanes;
     const T* summaries = reinterpret_cast<const T*>(stage(round));
-    float own = 0.0f;
+    float scores[Shape::kPerLane];
 #pragma unroll
     for (int i = 0; i < Shape::kPerLane; ++i) {
       const T* low = summaries + i * (2 * 32 * kVecSize);
-      float score = 0.0f;
-      if (lane_in_row < L::kVecs) {
-        score = mean.score(Vec<T>::load(low), Vec<T>::load(low + 32 * kVecSize));
-      }
+      scores[i] = lane_in_row < L::kVecs
+                      ? mean.score(Vec<T>::load(low), Vec<T>::load(low + 32 * kVecSize))
+                      : 0.0f;
+    }
+    // Lanes are added pairwise. As long as there are several scores, each of two lanes goes on with
+    // half of them, so that lane i of a row ends with the i-th.
+    int mask = 1;
 #pragma unroll
-      for (int mask = 1; mask < L::kLanes; mask *= 2) {
-        score += __shfl_xor_sync(append::kAllLanes, score, mask);
+    for (int count = Shape::kPerLane / 2; count > 0; count /= 2, mask *= 2) {
+      const bool odd = (lane_in_row & mask) != 0;
+#pragma unroll
+      for (int i = 0; i < count; ++i) {
+        const float given = odd ? scores[2 * i] : scores[2 * i + 1];
+        const float kept = odd ? scores[2 * i + 1] : scores[2 * i];
+        scores[i] = kept + __shfl_xor_sync(append::kAllLanes, given, mask);
       }
-      if (lane_in_row == i) own = score;
+    }
+#pragma unroll
+    for (; mask < L::kLanes; mask *= 2) {
+      scores[0] += __shfl_xor_sync(append::kAllLanes, scores[0], mask);
     }
     const int block = first_ + round * Shape::kPerWarp + mine_;
     if (mine_ >= Shape::kPerWarp || block >= end_) return;
     const uint32_t key = !is_scored(block)                    ? kForcedKey
                          : (readable_ >> round % 32 & 1) == 0 ? 0u
-                                                              : ordered_key(own);
+                                                              : ordered_key(scores[0]);
     keep(block, key);
   }
 
@@ -212,9 +230,9 @@ class ScoreItem {
   const int32_t* table_;  // of the sequence
   const T* summaries_;    // of the KV head, at this lane's column
   char* ring_;            // this lane's place in the first stage
-  int pool_blocks_ = -1;  // lane l: of the l-th of 32 blocks
-  int next_pool_blocks_ = -1;  // and of those behind them
-  uint32_t readable_ = 0;      // bit per round under way
+  int entries_ = -1;      // lane l: of the l-th of 32 blocks
+  int next_entries_;      // and of those behind them
+  uint32_t readable_ = 0;  // bit per round under way
 };
 
 }  // namespace sparse

@@ -25,13 +25,13 @@
 namespace trt_resa {
 namespace sparse {
 
-constexpr int kMinTeam = 4;  // smaller ones have not been measured
+constexpr int kMinTeam = 4;  // counts are added up for so many ranks at a time
 constexpr int kMaxTeam = 16;
-constexpr int kTeamBins = 512;            // of the histograms that a team adds up
-constexpr int kTeamBlocks = 4096;         // of a row, per thread block
-constexpr int kTeamSelected = 1024;       // of a selection, per thread block
-constexpr int kMinTeamBlocks = 32;        // of all teams: fewer do not keep the memory busy
-constexpr int64_t kIdleBytes = 16 << 20;  // see suits_teams
+constexpr int kTeamBins = 512;          // of the histograms that a team adds up
+constexpr int kTeamBlocks = 4096;       // of a row, per thread block
+constexpr int kTeamSelected = 1024;     // of a selection, per thread block
+constexpr int kMinTeamBlocks = 32;      // of all teams: fewer do not keep the memory busy
+constexpr float kIdleBytes = 16 << 20;  // see suits_teams
 
 template <int kHeadDim, int kHeadTiles_, int kWarps>
 struct TeamShape {
@@ -41,6 +41,14 @@ struct TeamShape {
   static constexpr int kColumns = 8 * kHeadTiles * (kHeadDim / 4);  // float4s of a group
   using Attend = AttendShape<kHeadDim, kHeadTiles, kWarps, kRingBudget>;
   using Score = ScoreShape<kHeadDim, kWarps, 4, kRingBudget>;
+};
+
+// How many of a thread block's keys lie where, in a round of the search.
+struct alignas(16) TeamCounts {
+  uint32_t words[kTeamBins / 2];  // in two bins each
+  int above;                      // what all bins cover
+
+  __device__ void add(int bin) { atomicAdd(&words[bin / 2], bin % 2 == 0 ? 1u : 1u << 16); }
 };
 
 template <typename Shape>
@@ -54,21 +62,15 @@ struct TeamShared {
   alignas(16) uint32_t keys[kTeamBlocks];  // of the own blocks
   int32_t pool_blocks[kTeamBlocks];
   int32_t entries[kTeamSelected];  // what is attended to
-  uint32_t bins[kTeamBins];        // of the own keys
-  // Everybody's, as each sends them: two counts of 16 bits in a word. Rounds take turns.
-  alignas(16) uint32_t counts[2][kMaxTeam][kTeamBins / 2];
-  // Of each rank: its keys above the interval, and inside.
-  int above[kMaxTeam];
+  TeamCounts counts[2][kMaxTeam];  // everybody's; rounds take turns
+  int2 sums[kTeamBins / 2];        // over all ranks, from the largest keys on
+  // Of each rank: its keys above the last interval, and inside; the own blocks that it attends to;
+  // and, up to and including it, how many are taken over.
+  int all_above[kMaxTeam];
   int inside[kMaxTeam];
-  // Of each rank: what it takes of the keys inside, the own blocks that it attends to, and, up to
-  // and including it, how many blocks are selected, handed on and taken over.
-  int equals[kMaxTeam];
   int kept[kMaxTeam];
-  int selected[kMaxTeam];
-  int given[kMaxTeam];
   int taken[kMaxTeam];
-  int warp_sums[Shape::kThreads / 32];
-  int found_bin, found_inside, found_wanted;
+  alignas(16) int warp_sums[Shape::kThreads / 32];
   // Everybody's results for this one's columns, [ranks, columns of a rank].
   alignas(16) float4 parts[Shape::kColumns + kMaxTeam];
   float2 states[Shape::kColumns + kMaxTeam];
@@ -89,6 +91,15 @@ struct TeamRow {
   int end;
 };
 
+// What of the selection is a thread block's.
+struct Division {
+  int equals;           // taken of its keys inside the last interval
+  int selected;         // of its blocks
+  int kept;             // of those: attended to by itself
+  int selected_before;  // of the ranks before it
+  int given_before;     // of those: handed on
+};
+
 // Whether every row is to have a team of its own. A team that is done waits for the longest one, so
 // that rows of unlike lengths are better divided as items; and it holds a limited number of blocks.
 // Each warp finds the same; `row` is what it finds of that row.
@@ -100,9 +111,10 @@ __device__ inline bool suits_teams(const Args& a, int size, int row_index, TeamR
   const int wanted = selected_of(a, lane, kv_len);
   const int longest = __reduce_max_sync(0xffffffffu, blocks);
   const int most = __reduce_max_sync(0xffffffffu, wanted);
-  const int64_t idle = static_cast<int64_t>(longest) * a.batch_size - warp_sum(blocks);
+  const int idle = longest * a.batch_size - warp_sum(blocks);
   // The time that teams would wait, as bytes: of summaries, and of an eighth of K and V.
-  const int64_t bytes = (idle * 2 + idle * a.block_size / 4) * a.kv_heads * a.head_dim * 2;
+  const float bytes = static_cast<float>(idle) * static_cast<float>(a.block_size + 8) *
+                      static_cast<float>(a.kv_heads * a.head_dim) * 0.5f;
   row.seq = 0;
   row.kv_head = row_index;
 #pragma unroll 1
@@ -189,15 +201,14 @@ class Team {
     const int index =
         appends ? cluster::id() * size_ + rank_ : static_cast<int>(cluster::id()) - appending;
     const bool suits = suits_teams(a_, size_, index < rows ? index : 0, row_);
-    if (suits && index < rows && row_.kv_len > 0) {
-      if (appends) {
-        append(rope);
-      } else {
-        do_row(rope, staged);
-      }
+    const bool has_row = suits && index < rows && row_.kv_len > 0;
+    if (has_row && !appends) {
+      do_row(rope, staged);
+    } else {
+      if (has_row) append(rope);
+      cluster::wait();
     }
     if (suits && cluster::id() == appending && rank_ == 0) write_counts();
-    cluster::wait();  // no thread block ends while another may write to its shared memory
     return suits;
   }
 
@@ -210,7 +221,7 @@ class Team {
     if (threadIdx.x == 0) add_release(counters() + kAppendedWord, 1);
   }
 
-  // Leaves the cluster's barrier arrived at once more.
+  // All that others send here is waited for, so that the thread block may end.
   __device__ void do_row(append::RopeTable<kHeadDim, 1>& rope, T* staged) {
     row_.begin = share(row_.blocks, rank_);
     row_.end = share(row_.blocks, rank_ + 1);
@@ -218,23 +229,23 @@ class Team {
     const bool attends = (a_.roles & kAttend) != 0;
     const bool scores = row_.wanted < row_.blocks;
 
+    ScoreItem<T, Score> score(a_,
+                              {row_.seq, row_.kv_head, row_.blocks, row_.begin, row_.end,
+                               scores ? div_up(own, Score::kPerRound) : 0},
+                              s_.summaries);
     GroupQueries<T, kHeadDim, Shape::kHeadTiles, kWarps> queries(a_, row_.query_row, row_.kv_head);
     Held held;
     if (scores || attends) queries.load(row_.seq, rope, held);
     if (scores) {
 #pragma unroll 1
-      for (int i = threadIdx.x; i < kTeamBins; i += kThreads) s_.bins[i] = 0;
-      if (threadIdx.x < kMaxTeam) s_.above[threadIdx.x] = 0;
+      for (int i = threadIdx.x; i < kWords; i += kThreads) own_counts(0).words[i] = 0;
+      if (threadIdx.x == 0) own_counts(0).above = 0;
       const int32_t* pool_blocks = table() + row_.begin;
 #pragma unroll 1
       for (int i = threadIdx.x; i < own; i += kThreads) {
         cp_async_4(shared_address(s_.pool_blocks + i), pool_blocks + i);
       }
     }
-    ScoreItem<T, Score> score(a_,
-                              {row_.seq, row_.kv_head, row_.blocks, row_.begin, row_.end,
-                               scores ? div_up(own, Score::kPerRound) : 0},
-                              s_.summaries);
     score.score(
         staged,
         [&] {
@@ -242,7 +253,7 @@ class Team {
         },
         [&](int block, uint32_t key) {
           s_.keys[block - row_.begin] = key;
-          atomicAdd(&s_.bins[bin_of(key) / kMerged], 1u);
+          own_counts(0).add(bin_of(key) / kMerged);
         });
     cp_async_wait<0>();
     cluster::wait();
@@ -255,11 +266,14 @@ class Team {
     }
     __syncthreads();
     if (attends) attend_and_merge(staged);
-    cluster::arrive();
   }
 
   // The first of `count` things that are a rank's.
   __device__ int share(int count, int rank) const { return count * rank >> size_shift_; }
+  // Blocks that a rank attends to.
+  __device__ int quota(int rank) const {
+    return share(row_.wanted, rank + 1) - share(row_.wanted, rank);
+  }
   __device__ int32_t* counters() const {
     return row_counters(a_, row_.seq * a_.kv_heads + row_.kv_head);
   }
@@ -278,41 +292,17 @@ class Team {
     a_.counts[seq] = selected_of(a_, seq, usable_length(a_, seq, &query_row));
   }
 
-  // The last interval of the row's keys, see TopK.
+  // The last interval of the row's keys, see TopK; leaves how many of each rank's keys are above it
+  // and inside. Begins with a barrier.
   __device__ Interval find_interval() {
-    const int word = kWords - 1 - static_cast<int>(threadIdx.x);  // from the largest keys on
     const int own = row_.end - row_.begin;
     Interval interval;
     interval.wanted = row_.wanted;
     int shift = -1;
 #pragma unroll 1
     for (int round = 0;; ++round) {
-      auto& counts = s_.counts[round % 2];
-      uint64_t& counted = s_.counted[round % 2];
-      __syncthreads();
-      counts[rank_][word] = s_.bins[2 * word] | s_.bins[2 * word + 1] << 16;
-      s_.bins[2 * word] = s_.bins[2 * word + 1] = 0;
-      cluster::fence_before_send();
-      __syncthreads();
-      const int peer = static_cast<int>(threadIdx.x);
-      if (peer == 0) cluster::arrive_expecting(counted, (size_ - 1) * kWords * 4);
-      if (peer < size_ && peer != rank_) {
-        cluster::send_bytes(counts[rank_], kWords * 4, counted, peer);
-      }
-      cluster::wait_for(counted, round / 2 % 2);
-
-      int low = 0, high = 0;
-#pragma unroll 1
-      for (int rank = 0; rank < size_; rank += 2) {
-        const uint32_t first = counts[rank][word], second = counts[rank + 1][word];
-        low += (first & 0xffff) + (second & 0xffff);
-        high += (first >> 16) + (second >> 16);
-      }
-      find_word(word, low, high, interval.wanted);
-      const int bin = s_.found_bin;
-      interval.inside = s_.found_inside;
-      interval.wanted = s_.found_wanted;
-      count_ranks(counts, bin);
+      exchange_counts(round);
+      const int bin = find_bin(s_.counts[round % 2], interval);
       if (shift < 0) {
         interval.first = interval_of_bin(bin * kMerged).first;
         interval.last = interval_of_bin(bin * kMerged + kMerged - 1).last;
@@ -320,101 +310,149 @@ class Team {
         interval.first += static_cast<uint32_t>(bin) << shift;
         interval.last = interval.first + min(interval.last - interval.first, (1u << shift) - 1);
       }
-      if (interval.is_final()) return interval;
+      if (interval.is_final()) {
+        count_ranks(round, bin);
+        return interval;
+      }
+      // The next round's bins, and how many of the own keys are above them.
+      TeamCounts& next = own_counts(round + 1);
       shift = interval.shift(kTeamBins);
+      int above = 0;
 #pragma unroll 1
-      for (int i = threadIdx.x; i < own; i += kThreads) {
-        const uint32_t key = s_.keys[i];
-        if (interval.contains(key)) atomicAdd(&s_.bins[(key - interval.first) >> shift], 1u);
+      for (int base = 0; base < own; base += kThreads) {
+        const int i = base + static_cast<int>(threadIdx.x);
+        const uint32_t key = i < own ? s_.keys[i] : 0;
+        above += __popc(__ballot_sync(0xffffffffu, key > interval.last));
+        if (interval.contains(key) && i < own) {
+          next.add(static_cast<int>((key - interval.first) >> shift));
+        }
+      }
+      if (threadIdx.x % 32 == 0) atomicAdd(&next.above, above);
+    }
+  }
+
+  // The own counts of a round, where the others have them too.
+  __device__ TeamCounts& own_counts(int round) const { return s_.counts[round % 2][rank_]; }
+
+  // Sends the own counts to all others, and waits for theirs. Begins with a barrier.
+  __device__ void exchange_counts(int round) {
+    constexpr int kBytes = static_cast<int>(sizeof(TeamCounts));
+    const int peer = static_cast<int>(threadIdx.x);
+    uint64_t& counted = s_.counted[round % 2];
+    cluster::fence_before_send();
+    __syncthreads();
+    if (peer == 0) cluster::arrive_expecting(counted, (size_ - 1) * kBytes);
+    if (peer < size_ && peer != rank_) {
+      cluster::send_bytes(&own_counts(round), kBytes, counted, peer);
+    }
+    cluster::wait_for(counted, round / 2 % 2);
+    // All others have what was sent in the round before: they have sent something after it.
+    TeamCounts& next = own_counts(round + 1);
+    next.words[threadIdx.x] = 0;
+    if (threadIdx.x == 0) next.above = 0;
+  }
+
+  // Finds the bin that holds the wanted-th largest key, and sets what is inside and wanted of it.
+  __device__ int find_bin(const TeamCounts (&counts)[kMaxTeam], Interval& interval) {
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int word = kWords - 1 - static_cast<int>(threadIdx.x);  // from the largest keys on
+    int low = 0, high = 0;
+#pragma unroll 1
+    for (int rank = 0; rank < size_; rank += kMinTeam) {
+      uint32_t both = 0;
+#pragma unroll
+      for (int i = 0; i < kMinTeam; ++i) both += counts[rank + i].words[word];
+      low += static_cast<int>(both & 0xffff);
+      high += static_cast<int>(both >> 16);
+    }
+    s_.sums[threadIdx.x] = make_int2(low, high);
+    const int all = warp_sum(low + high);
+    if (lane == 0) s_.warp_sums[warp] = all;
+    __syncthreads();
+    // The first warp whose words reach it, then the first word.
+    int holder = 0, before = 0, upto = 0;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) {
+      upto += s_.warp_sums[i];
+      if (upto < interval.wanted) {
+        holder = i + 1;
+        before = upto;
       }
     }
+    const int2 sums = s_.sums[holder * 32 + lane];
+    upto = before + warp_inclusive_sum(sums.x + sums.y);
+    const int wanted = interval.wanted - (upto - sums.x - sums.y);  // of this word
+    const int source = __ffs(__ballot_sync(0xffffffffu, upto >= interval.wanted)) - 1;
+    const bool is_high = wanted <= sums.y;
+    interval.inside = __shfl_sync(0xffffffffu, is_high ? sums.y : sums.x, source);
+    interval.wanted = __shfl_sync(0xffffffffu, is_high ? wanted : wanted - sums.y, source);
+    const int bin = 2 * (kWords - 1 - holder * 32 - lane) + (is_high ? 1 : 0);
+    return __shfl_sync(0xffffffffu, bin, source);
   }
 
-  // Finds the bin that holds the wanted-th largest key; each thread has the sums of two bins, the
-  // first thread those of the largest keys.
-  __device__ void find_word(int word, int low, int high, int wanted) {
-    const int warp = threadIdx.x / 32;
-    const int upto = warp_inclusive_sum(low + high);
-    if (threadIdx.x % 32 == 31) s_.warp_sums[warp] = upto;
-    __syncthreads();
-    int before = upto - low - high;
-#pragma unroll 1
-    for (int i = 0; i < warp; ++i) before += s_.warp_sums[i];
-    if (before < wanted && wanted <= before + low + high) {
-      const bool is_high = wanted <= before + high;
-      s_.found_bin = 2 * word + (is_high ? 1 : 0);
-      s_.found_inside = is_high ? high : low;
-      s_.found_wanted = wanted - before - (is_high ? 0 : high);
-    }
-    __syncthreads();
-  }
-
-  // Adds up the keys of each rank above the bin, and counts those in it.
-  __device__ void count_ranks(const uint32_t (&counts)[kMaxTeam][kWords], int bin) {
-    const int lane = threadIdx.x % 32;
-#pragma unroll 1
-    for (int rank = threadIdx.x / 32; rank < size_; rank += kWarps) {
-      int above = 0, inside = 0;
+  // Of each rank: its keys above the bin of the last round, and in it.
+  __device__ void count_ranks(int round, int bin) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int word = bin / 2;
 #pragma unroll 2
-      for (int word = lane; word < kWords; word += 32) {
-        const int low = static_cast<int>(counts[rank][word] & 0xffff);
-        const int high = static_cast<int>(counts[rank][word] >> 16);
-        above += (2 * word > bin ? low : 0) + (2 * word + 1 > bin ? high : 0);
-        inside += (2 * word == bin ? low : 0) + (2 * word + 1 == bin ? high : 0);
+    for (int rank = static_cast<int>(threadIdx.x) / 32; rank < size_; rank += kWarps) {
+      const uint32_t* counts = s_.counts[round % 2][rank].words;
+      uint32_t both = 0;  // of the words above
+#pragma unroll
+      for (int i = 0; i < kWords; i += 128) {
+        const int first = i + 4 * lane;
+        const uint4 four = *reinterpret_cast<const uint4*>(counts + first);
+        both += (first > word ? four.x : 0) + (first + 1 > word ? four.y : 0) +
+                (first + 2 > word ? four.z : 0) + (first + 3 > word ? four.w : 0);
       }
-      above = warp_sum(above);
-      inside = warp_sum(inside);
-      if (lane == 0) s_.above[rank] += above;
-      if (lane == 0) s_.inside[rank] = inside;
+      both = static_cast<uint32_t>(warp_sum(static_cast<int>(both)));
+      const int low = static_cast<int>(counts[word] & 0xffff);
+      const int high = static_cast<int>(counts[word] >> 16);
+      if (lane == 0) {
+        s_.all_above[rank] = s_.counts[round % 2][rank].above + static_cast<int>(both & 0xffff) +
+                             static_cast<int>(both >> 16) + (bin % 2 == 0 ? high : 0);
+        s_.inside[rank] = bin % 2 == 0 ? low : high;
+      }
     }
   }
 
-  // How much of the selection is whose, and who attends to it: by the first warp, a lane per rank.
-  // `wanted` of the keys in the interval are to be taken, the first ones where not all are.
+  // How much of the selection is whose, and who attends to it. `wanted` of the keys in the interval
+  // are to be taken, the first ones where not all are. Begins with a barrier; what it leaves in
+  // shared memory needs another one.
   __device__ void divide(int wanted) {
     __syncthreads();
-    if (threadIdx.x < 32) {
-      const int rank = static_cast<int>(threadIdx.x);
-      const bool exists = rank < size_;
-      const int inside = exists ? s_.inside[rank] : 0;
-      const int equals = max(min(wanted - (warp_inclusive_sum(inside) - inside), inside), 0);
-      const int selected = exists ? s_.above[rank] + equals : 0;
-      const int quota = exists ? share(row_.wanted, rank + 1) - share(row_.wanted, rank) : 0;
-      const int kept = min(selected, quota);
-      const int all_selected = warp_inclusive_sum(selected);
-      const int all_kept = warp_inclusive_sum(kept);
-      const int all_taken = warp_inclusive_sum(quota) - all_kept;
-      if (exists) {
-        s_.equals[rank] = equals;
-        s_.kept[rank] = kept;
-        s_.selected[rank] = all_selected;
-        s_.given[rank] = all_selected - all_kept;
-        s_.taken[rank] = all_taken;
-      }
+    const int rank = static_cast<int>(threadIdx.x) % 32;  // a lane per rank, in every warp
+    const bool exists = rank < size_;
+    const int inside = exists ? s_.inside[rank] : 0;
+    const int equals = max(min(wanted - (warp_inclusive_sum(inside) - inside), inside), 0);
+    const int selected = exists ? s_.all_above[rank] + equals : 0;
+    const int kept = min(selected, exists ? quota(rank) : 0);
+    const int selected_upto = warp_inclusive_sum(selected);
+    const int kept_upto = warp_inclusive_sum(kept);
+    if (threadIdx.x < size_) {
+      s_.kept[rank] = kept;
+      s_.taken[rank] = share(row_.wanted, rank + 1) - kept_upto;
     }
-    __syncthreads();
-  }
-
-  __device__ int before(const int (&sums)[kMaxTeam]) const {
-    return rank_ == 0 ? 0 : sums[rank_ - 1];
+    mine_.equals = __shfl_sync(0xffffffffu, equals, rank_);
+    mine_.selected = __shfl_sync(0xffffffffu, selected, rank_);
+    mine_.kept = __shfl_sync(0xffffffffu, kept, rank_);
+    mine_.selected_before = __shfl_sync(0xffffffffu, selected_upto, rank_) - mine_.selected;
+    mine_.given_before =
+        mine_.selected_before - (__shfl_sync(0xffffffffu, kept_upto, rank_) - mine_.kept);
   }
 
   // The own blocks that are selected, in ascending order: written out, or to be attended to but for
   // the first ones, which are handed on.
   __device__ void list(const Interval& interval) {
     const bool attends = (a_.roles & kAttend) != 0;
-    const int selected = s_.selected[rank_] - before(s_.selected);
-    const int surplus = selected - s_.kept[rank_];
-    const int given = before(s_.given);
-    const int comes = s_.taken[rank_] - before(s_.taken);
+    const int comes = quota(rank_) - mine_.kept;
     if (attends && comes > 0 && threadIdx.x == 0) {
       cluster::arrive_expecting(s_.handed_on, comes * static_cast<int>(sizeof(int32_t)));
     }
-    const int equals = s_.equals[rank_];
     const bool whole = interval.inside == interval.wanted;
     const uint32_t least = whole ? interval.first : interval.last + 1;
     const int own = row_.end - row_.begin;
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int per_warp = (own + kThreads - 1) / kThreads * 32;
     const int first = warp * per_warp, end = min(first + per_warp, own);
     // Twice over the warp's keys: to count, and to list.
@@ -431,9 +469,8 @@ class Team {
         const uint32_t tie_lanes = __ballot_sync(0xffffffffu, is_tie);
         const uint32_t lanes_before = (1u << lane) - 1;
         const int tied = ties + __popc(tie_lanes & lanes_before);
-        if (pass == 1 && (is_taken || (is_tie && tied < equals))) {
-          const int place = takes + __popc(taken_lanes & lanes_before) + min(tied, equals);
-          put(at, place, attends, surplus, given);
+        if (pass == 1 && (is_taken || (is_tie && tied < mine_.equals))) {
+          put(at, takes + __popc(taken_lanes & lanes_before) + min(tied, mine_.equals));
         }
         takes += __popc(taken_lanes);
         ties += __popc(tie_lanes);
@@ -441,28 +478,28 @@ class Team {
       if (pass == 1) break;
       if (lane == 0) s_.warp_sums[warp] = takes | ties << 16;
       __syncthreads();
-      takes = ties = 0;
-#pragma unroll 1
-      for (int i = 0; i < warp; ++i) {
-        takes += s_.warp_sums[i] & 0xffff;
-        ties += s_.warp_sums[i] >> 16;
-      }
+      int before = 0;
+#pragma unroll
+      for (int i = 0; i < kWarps; ++i) before += i < warp ? s_.warp_sums[i] : 0;
+      takes = before & 0xffff;
+      ties = before >> 16;
     }
   }
 
   // An own block that is the `place`-th of those selected.
-  __device__ void put(int at, int place, bool attends, int surplus, int given) {
+  __device__ void put(int at, int place) {
     const int block = row_.begin + at;
-    if (!attends) {
-      selection()[before(s_.selected) + place] = block;
+    if ((a_.roles & kAttend) == 0) {
+      selection()[mine_.selected_before + place] = block;
       return;
     }
     const int entry = Tiles::entry(a_, s_.pool_blocks[at], block, row_.blocks);
+    const int surplus = mine_.selected - mine_.kept;
     if (place >= surplus) {
       s_.entries[place - surplus] = entry;
       return;
     }
-    const int number = given + place;
+    const int number = mine_.given_before + place;
     int to = 0, taken = 0;
 #pragma unroll 1
     for (; s_.taken[to] <= number; ++to) taken = s_.taken[to];
@@ -481,11 +518,7 @@ class Team {
         selection()[block] = block;
       }
     }
-    if (threadIdx.x == 0) {
-      s_.kept[rank_] = end - begin;
-      s_.taken[rank_] = 0;
-      if (rank_ > 0) s_.taken[rank_ - 1] = 0;
-    }
+    mine_.kept = end - begin;
   }
 
   __device__ void attend_and_merge(const T* staged) {
@@ -500,9 +533,7 @@ class Team {
       wait(counters() + kAppendedWord, 1);  // the last block is in this thread block's part
       if (threadIdx.x == 0) counters()[kAppendedWord] = 0;
     }
-    const int kept = s_.kept[rank_];
-    Tiles tiles{a_, s_, row_.kv_len - (row_.blocks - 1) * a_.block_size, kept,
-                kept + s_.taken[rank_] - before(s_.taken)};
+    Tiles tiles{a_, s_, row_.kv_len - (row_.blocks - 1) * a_.block_size, mine_.kept, quota(rank_)};
     attend<T>(a_, row_.kv_head, tiles, staged, s_.attend,
               [&](int head, int column, const SoftmaxState& state, const float (&sum)[4]) {
                 const int at = head * kHeadColumns + column / 4;
@@ -526,19 +557,20 @@ class Team {
       const float2 state = s_.states[slot];
       const float4 four = s_.parts[slot];
       SoftmaxState all{state.x, state.y};
-      float sum[4] = {four.x, four.y, four.z, four.w};
-#pragma unroll 1
-      for (int mask = 1; mask < size_; mask *= 2) {
-        const float max = fmaxf(all.max, __shfl_xor_sync(0xffffffffu, all.max, mask));
-        const float scale = softmax_rescale(all.max, max);
-        all.max = max;
-        all.sum *= scale;
+#pragma unroll
+      for (int mask = 1; mask < kMaxTeam; mask *= 2) {
+        if (mask == size_) break;
+        all.max = fmaxf(all.max, __shfl_xor_sync(0xffffffffu, all.max, mask));
+      }
+      const float scale = softmax_rescale(state.x, all.max);
+      all.sum *= scale;
+      float sum[4] = {four.x * scale, four.y * scale, four.z * scale, four.w * scale};
+#pragma unroll
+      for (int mask = 1; mask < kMaxTeam; mask *= 2) {
+        if (mask == size_) break;
         all.sum += __shfl_xor_sync(0xffffffffu, all.sum, mask);
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          sum[j] *= scale;
-          sum[j] += __shfl_xor_sync(0xffffffffu, sum[j], mask);
-        }
+        for (int j = 0; j < 4; ++j) sum[j] += __shfl_xor_sync(0xffffffffu, sum[j], mask);
       }
       if (i < mine && lane_rank == 0) {
         store_four(out + ((i << size_shift_) + rank_) * 4, sum, softmax_inverse(all));
@@ -552,6 +584,7 @@ class Team {
   const int size_shift_;
   const int rank_;
   TeamRow row_;
+  Division mine_;
 };
 
 }  // namespace sparse

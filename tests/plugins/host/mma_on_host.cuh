@@ -18,6 +18,9 @@ inline void cp_async_16(uint32_t target, const void* source, int bytes) {
 inline void cp_async_16(uint32_t target, const void* source, bool valid) {
   cp_async_16(target, source, valid ? 16 : 0);
 }
+inline void cp_async_16_once(uint32_t target, const void* source, bool valid) {
+  cp_async_16(target, source, valid);
+}
 inline void cp_async_4(uint32_t target, const void* source) {
   std::memcpy(shared_memory + target, source, 4);
 }

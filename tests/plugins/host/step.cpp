@@ -61,7 +61,7 @@ int main() {
   team.kv_heads = 1;
   right &= run<__half, 128, 1, true>("large team", team, {{4001}});
   Shape team_tiles = tiles;
-  team_tiles.team = 2;
+  team_tiles.team = 4;
   team_tiles.local_blocks = 2;
   team_tiles.sink_blocks = 1;
   for (int extra : {1, 33}) {
