@@ -27,11 +27,12 @@ namespace sparse {
 
 constexpr int kMinTeam = 4;  // counts are added up for so many ranks at a time
 constexpr int kMaxTeam = 16;
-constexpr int kTeamBins = 512;          // of the histograms that a team adds up
-constexpr int kTeamBlocks = 4096;       // of a row, per thread block
-constexpr int kTeamSelected = 1024;     // of a selection, per thread block
-constexpr int kMinTeamBlocks = 32;      // of all teams: fewer do not keep the memory busy
-constexpr float kIdleBytes = 16 << 20;  // see suits_teams
+constexpr int kTeamBins = 512;            // of the histograms that a team adds up
+constexpr int kTeamBlocks = 4096;         // of a row, per thread block
+constexpr int kTeamSelected = 1024;       // of a selection, per thread block
+constexpr int kMinTeamBlocks = 32;        // of all teams: fewer do not keep the memory busy
+constexpr int kPrefetchBytes = 32 << 10;  // of K of a warp's blocks, see prefetch_certain
+constexpr float kIdleBytes = 16 << 20;    // see suits_teams
 
 template <int kHeadDim, int kHeadTiles_, int kWarps>
 struct TeamShape {
@@ -314,6 +315,7 @@ class Team {
         count_ranks(round, bin);
         return interval;
       }
+      if (round == 0 && prefetches()) prefetch_certain(interval.last);
       // The next round's bins, and how many of the own keys are above them.
       TeamCounts& next = own_counts(round + 1);
       shift = interval.shift(kTeamBins);
@@ -329,6 +331,31 @@ class Team {
       }
       if (threadIdx.x % 32 == 0) atomicAdd(&next.above, above);
     }
+  }
+
+  // Whether there is more to attend to than is asked for at once.
+  __device__ bool prefetches() const {
+    using Attend = typename Shape::Attend;
+    return (a_.roles & kAttend) != 0 &&
+           2 * quota(rank_) * a_.block_size > kWarps * Attend::kUnits * kTileKeys;
+  }
+
+  // Brings K and V of the first own blocks that are sure to be selected, as their keys are above
+  // `certain`, to the L2 cache, while the search goes on.
+  __device__ void prefetch_certain(uint32_t certain) const {
+    const int i = static_cast<int>(threadIdx.x);
+    const bool is_certain = i < row_.end - row_.begin && s_.keys[i] > certain;
+    const uint32_t lanes = __ballot_sync(0xffffffffu, is_certain);
+    const int before = __popc(lanes & ((1u << i % 32) - 1));
+    if (!is_certain) return;
+    const int bytes = a_.block_size * kHeadDim * 2;
+    const int block = s_.pool_blocks[i];
+    if ((before + 1) * bytes > kPrefetchBytes || block < 0 || block >= a_.num_blocks) return;
+    const T* k =
+        pool<const T>(a_.kv, a_.append.indirect) +
+        (static_cast<int64_t>(block) * 2 * a_.kv_heads + row_.kv_head) * a_.block_size * kHeadDim;
+    prefetch_bytes(k, bytes);
+    prefetch_bytes(k + static_cast<int64_t>(a_.kv_heads) * a_.block_size * kHeadDim, bytes);
   }
 
   // The own counts of a round, where the others have them too.

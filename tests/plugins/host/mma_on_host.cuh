@@ -28,6 +28,7 @@ inline void cp_async_commit() {}
 template <int kPending>
 void cp_async_wait() {}
 inline void prefetch_line(const void*) {}
+inline void prefetch_bytes(const void*, int) {}
 
 // Element `column` of row `row` of matrix `matrix`, whose rows the lanes' addresses name.
 template <typename Of>
