@@ -20,112 +20,11 @@
 #include "sparse_queries.cuh"
 #include "sparse_scores.cuh"
 #include "sparse_sync.cuh"
-#include "sparse_topk.cuh"
+#include "sparse_team_search.cuh"
+#include "sparse_team_shared.cuh"
 
 namespace trt_resa {
 namespace sparse {
-
-constexpr int kMinTeam = 4;  // counts are added up for so many ranks at a time
-constexpr int kMaxTeam = 16;
-constexpr int kTeamBins = 512;            // of the histograms that a team adds up
-constexpr int kTeamBlocks = 4096;         // of a row, per thread block
-constexpr int kTeamSelected = 1024;       // of a selection, per thread block
-constexpr int kMinTeamBlocks = 32;        // of all teams: fewer do not keep the memory busy
-constexpr int kPrefetchBytes = 32 << 10;  // of K of a warp's blocks, see prefetch_certain
-constexpr float kIdleBytes = 16 << 20;    // see suits_teams
-
-template <int kHeadDim, int kHeadTiles_, int kWarps>
-struct TeamShape {
-  static constexpr int kHeadTiles = kHeadTiles_;
-  static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kRingBudget = 128 * 1024;
-  static constexpr int kColumns = 8 * kHeadTiles * (kHeadDim / 4);  // float4s of a group
-  using Attend = AttendShape<kHeadDim, kHeadTiles, kWarps, kRingBudget>;
-  using Score = ScoreShape<kHeadDim, kWarps, 4, kRingBudget>;
-};
-
-// How many of a thread block's keys lie where, in a round of the search.
-struct alignas(16) TeamCounts {
-  uint32_t words[kTeamBins / 2];  // in two bins each
-  int above;                      // what all bins cover
-
-  __device__ void add(int bin) { atomicAdd(&words[bin / 2], bin % 2 == 0 ? 1u : 1u << 16); }
-};
-
-template <typename Shape>
-struct TeamShared {
-  using Attend = typename Shape::Attend;
-  using Score = typename Shape::Score;
-  union {
-    char summaries[Score::kStages * Score::kStageBytes];
-    AttendShared<Attend> attend;
-  };
-  alignas(16) uint32_t keys[kTeamBlocks];  // of the own blocks
-  int32_t pool_blocks[kTeamBlocks];
-  int32_t entries[kTeamSelected];  // what is attended to
-  TeamCounts counts[2][kMaxTeam];  // everybody's; rounds take turns
-  int2 sums[kTeamBins / 2];        // over all ranks, from the largest keys on
-  // Of each rank: its keys above the last interval, and inside; the own blocks that it attends to;
-  // and, up to and including it, how many are taken over.
-  int all_above[kMaxTeam];
-  int inside[kMaxTeam];
-  int kept[kMaxTeam];
-  int taken[kMaxTeam];
-  alignas(16) int warp_sums[Shape::kThreads / 32];
-  // Everybody's results for this one's columns, [ranks, columns of a rank].
-  alignas(16) float4 parts[Shape::kColumns + kMaxTeam];
-  float2 states[Shape::kColumns + kMaxTeam];
-  uint64_t counted[2];  // barriers
-  uint64_t handed_on;
-  uint64_t merged;
-};
-
-// What of a row is a thread block's own.
-struct TeamRow {
-  int seq;
-  int kv_head;
-  int kv_len;
-  int query_row;
-  int blocks;
-  int wanted;
-  int begin;  // own blocks
-  int end;
-};
-
-// What of the selection is a thread block's.
-struct Division {
-  int equals;           // taken of its keys inside the last interval
-  int selected;         // of its blocks
-  int kept;             // of those: attended to by itself
-  int selected_before;  // of the ranks before it
-  int given_before;     // of those: handed on
-};
-
-// Whether every row is to have a team of its own. A team that is done waits for the longest one, so
-// that rows of unlike lengths are better divided as items; and it holds a limited number of blocks.
-// Each warp finds the same; `row` is what it finds of that row.
-__device__ inline bool suits_teams(const Args& a, int size, int row_index, TeamRow& row) {
-  const int lane = threadIdx.x % 32;
-  int query_row = 0;
-  const int kv_len = lane < a.batch_size ? usable_length(a, lane, &query_row) : 0;
-  const int blocks = blocks_of(a, kv_len);
-  const int wanted = selected_of(a, lane, kv_len);
-  const int longest = __reduce_max_sync(0xffffffffu, blocks);
-  const int most = __reduce_max_sync(0xffffffffu, wanted);
-  const int idle = longest * a.batch_size - warp_sum(blocks);
-  // The time that teams would wait, as bytes: of summaries, and of an eighth of K and V.
-  const float bytes = static_cast<float>(idle) * static_cast<float>(a.block_size + 8) *
-                      static_cast<float>(a.kv_heads * a.head_dim) * 0.5f;
-  row.seq = 0;
-  row.kv_head = row_index;
-#pragma unroll 1
-  for (; row.kv_head >= a.kv_heads; ++row.seq) row.kv_head -= a.kv_heads;
-  row.kv_len = __shfl_sync(0xffffffffu, kv_len, row.seq);
-  row.query_row = __shfl_sync(0xffffffffu, query_row, row.seq);
-  row.blocks = __shfl_sync(0xffffffffu, blocks, row.seq);
-  row.wanted = __shfl_sync(0xffffffffu, wanted, row.seq);
-  return longest <= size * kTeamBlocks && most <= size * kTeamSelected && bytes <= kIdleBytes;
-}
 
 // The blocks that one of a team attends to: its own ones, then those handed on to it.
 template <typename Shared>
@@ -169,9 +68,6 @@ class Team {
   using Tiles = TeamTiles<Shared>;
   static constexpr int kThreads = Shape::kThreads;
   static constexpr int kWarps = kThreads / 32;
-  static constexpr int kWords = kTeamBins / 2;
-  static constexpr int kMerged = kBins / kTeamBins;  // bins of bin_of in one of a team's
-  static_assert(kWords == kThreads);
 
  public:
   __device__ Team(const Args& a, Shared& shared)
@@ -235,12 +131,11 @@ class Team {
                                scores ? div_up(own, Score::kPerRound) : 0},
                               s_.summaries);
     GroupQueries<T, kHeadDim, Shape::kHeadTiles, kWarps> queries(a_, row_.query_row, row_.kv_head);
+    TeamSearch<Shape> search(s_, size_, rank_);
     Held held;
     if (scores || attends) queries.load(row_.seq, rope, held);
     if (scores) {
-#pragma unroll 1
-      for (int i = threadIdx.x; i < kWords; i += kThreads) own_counts(0).words[i] = 0;
-      if (threadIdx.x == 0) own_counts(0).above = 0;
+      search.start();
       const int32_t* pool_blocks = table() + row_.begin;
 #pragma unroll 1
       for (int i = threadIdx.x; i < own; i += kThreads) {
@@ -254,12 +149,14 @@ class Team {
         },
         [&](int block, uint32_t key) {
           s_.keys[block - row_.begin] = key;
-          own_counts(0).add(bin_of(key) / kMerged);
+          search.count(key);
         });
     cp_async_wait<0>();
     cluster::wait();
     if (scores) {
-      const Interval interval = find_interval();
+      const Interval interval = search.find_interval(own, row_.wanted, [&](const Interval& first) {
+        if (prefetches()) prefetch_certain(first.last);
+      });
       divide(interval.wanted);
       list(interval);
     } else {
@@ -293,46 +190,6 @@ class Team {
     a_.counts[seq] = selected_of(a_, seq, usable_length(a_, seq, &query_row));
   }
 
-  // The last interval of the row's keys, see TopK; leaves how many of each rank's keys are above it
-  // and inside. Begins with a barrier.
-  __device__ Interval find_interval() {
-    const int own = row_.end - row_.begin;
-    Interval interval;
-    interval.wanted = row_.wanted;
-    int shift = -1;
-#pragma unroll 1
-    for (int round = 0;; ++round) {
-      exchange_counts(round);
-      const int bin = find_bin(s_.counts[round % 2], interval);
-      if (shift < 0) {
-        interval.first = interval_of_bin(bin * kMerged).first;
-        interval.last = interval_of_bin(bin * kMerged + kMerged - 1).last;
-      } else {
-        interval.first += static_cast<uint32_t>(bin) << shift;
-        interval.last = interval.first + min(interval.last - interval.first, (1u << shift) - 1);
-      }
-      if (interval.is_final()) {
-        count_ranks(round, bin);
-        return interval;
-      }
-      if (round == 0 && prefetches()) prefetch_certain(interval.last);
-      // The next round's bins, and how many of the own keys are above them.
-      TeamCounts& next = own_counts(round + 1);
-      shift = interval.shift(kTeamBins);
-      int above = 0;
-#pragma unroll 1
-      for (int base = 0; base < own; base += kThreads) {
-        const int i = base + static_cast<int>(threadIdx.x);
-        const uint32_t key = i < own ? s_.keys[i] : 0;
-        above += __popc(__ballot_sync(0xffffffffu, key > interval.last));
-        if (interval.contains(key) && i < own) {
-          next.add(static_cast<int>((key - interval.first) >> shift));
-        }
-      }
-      if (threadIdx.x % 32 == 0) atomicAdd(&next.above, above);
-    }
-  }
-
   // Whether there is more to attend to than is asked for at once.
   __device__ bool prefetches() const {
     using Attend = typename Shape::Attend;
@@ -356,91 +213,6 @@ class Team {
         (static_cast<int64_t>(block) * 2 * a_.kv_heads + row_.kv_head) * a_.block_size * kHeadDim;
     prefetch_bytes(k, bytes);
     prefetch_bytes(k + static_cast<int64_t>(a_.kv_heads) * a_.block_size * kHeadDim, bytes);
-  }
-
-  // The own counts of a round, where the others have them too.
-  __device__ TeamCounts& own_counts(int round) const { return s_.counts[round % 2][rank_]; }
-
-  // Sends the own counts to all others, and waits for theirs. Begins with a barrier.
-  __device__ void exchange_counts(int round) {
-    constexpr int kBytes = static_cast<int>(sizeof(TeamCounts));
-    const int peer = static_cast<int>(threadIdx.x);
-    uint64_t& counted = s_.counted[round % 2];
-    cluster::fence_before_send();
-    __syncthreads();
-    if (peer == 0) cluster::arrive_expecting(counted, (size_ - 1) * kBytes);
-    if (peer < size_ && peer != rank_) {
-      cluster::send_bytes(&own_counts(round), kBytes, counted, peer);
-    }
-    cluster::wait_for(counted, round / 2 % 2);
-    // All others have what was sent in the round before: they have sent something after it.
-    TeamCounts& next = own_counts(round + 1);
-    next.words[threadIdx.x] = 0;
-    if (threadIdx.x == 0) next.above = 0;
-  }
-
-  // Finds the bin that holds the wanted-th largest key, and sets what is inside and wanted of it.
-  __device__ int find_bin(const TeamCounts (&counts)[kMaxTeam], Interval& interval) {
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    const int word = kWords - 1 - static_cast<int>(threadIdx.x);  // from the largest keys on
-    int low = 0, high = 0;
-#pragma unroll 1
-    for (int rank = 0; rank < size_; rank += kMinTeam) {
-      uint32_t both = 0;
-#pragma unroll
-      for (int i = 0; i < kMinTeam; ++i) both += counts[rank + i].words[word];
-      low += static_cast<int>(both & 0xffff);
-      high += static_cast<int>(both >> 16);
-    }
-    s_.sums[threadIdx.x] = make_int2(low, high);
-    const int all = warp_sum(low + high);
-    if (lane == 0) s_.warp_sums[warp] = all;
-    __syncthreads();
-    // The first warp whose words reach it, then the first word.
-    int holder = 0, before = 0, upto = 0;
-#pragma unroll
-    for (int i = 0; i < kWarps; ++i) {
-      upto += s_.warp_sums[i];
-      if (upto < interval.wanted) {
-        holder = i + 1;
-        before = upto;
-      }
-    }
-    const int2 sums = s_.sums[holder * 32 + lane];
-    upto = before + warp_inclusive_sum(sums.x + sums.y);
-    const int wanted = interval.wanted - (upto - sums.x - sums.y);  // of this word
-    const int source = __ffs(__ballot_sync(0xffffffffu, upto >= interval.wanted)) - 1;
-    const bool is_high = wanted <= sums.y;
-    interval.inside = __shfl_sync(0xffffffffu, is_high ? sums.y : sums.x, source);
-    interval.wanted = __shfl_sync(0xffffffffu, is_high ? wanted : wanted - sums.y, source);
-    const int bin = 2 * (kWords - 1 - holder * 32 - lane) + (is_high ? 1 : 0);
-    return __shfl_sync(0xffffffffu, bin, source);
-  }
-
-  // Of each rank: its keys above the bin of the last round, and in it.
-  __device__ void count_ranks(int round, int bin) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int word = bin / 2;
-#pragma unroll 2
-    for (int rank = static_cast<int>(threadIdx.x) / 32; rank < size_; rank += kWarps) {
-      const uint32_t* counts = s_.counts[round % 2][rank].words;
-      uint32_t both = 0;  // of the words above
-#pragma unroll
-      for (int i = 0; i < kWords; i += 128) {
-        const int first = i + 4 * lane;
-        const uint4 four = *reinterpret_cast<const uint4*>(counts + first);
-        both += (first > word ? four.x : 0) + (first + 1 > word ? four.y : 0) +
-                (first + 2 > word ? four.z : 0) + (first + 3 > word ? four.w : 0);
-      }
-      both = static_cast<uint32_t>(warp_sum(static_cast<int>(both)));
-      const int low = static_cast<int>(counts[word] & 0xffff);
-      const int high = static_cast<int>(counts[word] >> 16);
-      if (lane == 0) {
-        s_.all_above[rank] = s_.counts[round % 2][rank].above + static_cast<int>(both & 0xffff) +
-                             static_cast<int>(both >> 16) + (bin % 2 == 0 ? high : 0);
-        s_.inside[rank] = bin % 2 == 0 ? low : high;
-      }
-    }
   }
 
   // How much of the selection is whose, and who attends to it. `wanted` of the keys in the interval

@@ -1,0 +1,115 @@
+// Teams: their shape, what they keep in shared memory, and when rows get them (sparse_team.cuh).
+#pragma once
+
+#include "sparse_args.h"
+#include "sparse_attend.cuh"
+#include "sparse_plan.cuh"
+#include "sparse_scores.cuh"
+
+namespace trt_resa {
+namespace sparse {
+
+constexpr int kMinTeam = 4;  // counts are added up for so many ranks at a time
+constexpr int kMaxTeam = 16;
+constexpr int kTeamBins = 512;            // of the histograms that a team adds up
+constexpr int kTeamBlocks = 4096;         // of a row, per thread block
+constexpr int kTeamSelected = 1024;       // of a selection, per thread block
+constexpr int kMinTeamBlocks = 32;        // of all teams: fewer do not keep the memory busy
+constexpr int kPrefetchBytes = 32 << 10;  // of K of a warp's blocks, see prefetch_certain
+constexpr float kIdleBytes = 16 << 20;    // see suits_teams
+
+template <int kHeadDim, int kHeadTiles_, int kWarps>
+struct TeamShape {
+  static constexpr int kHeadTiles = kHeadTiles_;
+  static constexpr int kThreads = 32 * kWarps;
+  static constexpr int kRingBudget = 128 * 1024;
+  static constexpr int kColumns = 8 * kHeadTiles * (kHeadDim / 4);  // float4s of a group
+  using Attend = AttendShape<kHeadDim, kHeadTiles, kWarps, kRingBudget>;
+  using Score = ScoreShape<kHeadDim, kWarps, 4, kRingBudget>;
+};
+
+// How many of a thread block's keys lie where, in a round of the search.
+struct alignas(16) TeamCounts {
+  uint32_t words[kTeamBins / 2];  // in two bins each
+  int above;                      // what all bins cover
+
+  __device__ void add(int bin) { atomicAdd(&words[bin / 2], bin % 2 == 0 ? 1u : 1u << 16); }
+};
+
+template <typename Shape>
+struct TeamShared {
+  using Attend = typename Shape::Attend;
+  using Score = typename Shape::Score;
+  union {
+    char summaries[Score::kStages * Score::kStageBytes];
+    AttendShared<Attend> attend;
+  };
+  alignas(16) uint32_t keys[kTeamBlocks];  // of the own blocks
+  int32_t pool_blocks[kTeamBlocks];
+  int32_t entries[kTeamSelected];  // what is attended to
+  TeamCounts counts[2][kMaxTeam];  // everybody's; rounds take turns
+  int2 sums[kTeamBins / 2];        // over all ranks, from the largest keys on
+  // Of each rank: its keys above the last interval, and inside; the own blocks that it attends to;
+  // and, up to and including it, how many are taken over.
+  int all_above[kMaxTeam];
+  int inside[kMaxTeam];
+  int kept[kMaxTeam];
+  int taken[kMaxTeam];
+  alignas(16) int warp_sums[Shape::kThreads / 32];
+  // Everybody's results for this one's columns, [ranks, columns of a rank].
+  alignas(16) float4 parts[Shape::kColumns + kMaxTeam];
+  float2 states[Shape::kColumns + kMaxTeam];
+  uint64_t counted[2];  // barriers
+  uint64_t handed_on;
+  uint64_t merged;
+};
+
+// What of a row is a thread block's own.
+struct TeamRow {
+  int seq;
+  int kv_head;
+  int kv_len;
+  int query_row;
+  int blocks;
+  int wanted;
+  int begin;  // own blocks
+  int end;
+};
+
+// What of the selection is a thread block's.
+struct Division {
+  int equals;           // taken of its keys inside the last interval
+  int selected;         // of its blocks
+  int kept;             // of those: attended to by itself
+  int selected_before;  // of the ranks before it
+  int given_before;     // of those: handed on
+};
+
+// Whether every row is to have a team of its own. A team that is done waits for the longest one, so
+// that rows of unlike lengths are better divided as items; and it holds a limited number of blocks.
+// Each warp finds the same; `row` is what it finds of that row.
+__device__ inline bool suits_teams(const Args& a, int size, int row_index, TeamRow& row) {
+  const int lane = threadIdx.x % 32;
+  int query_row = 0;
+  const int kv_len = lane < a.batch_size ? usable_length(a, lane, &query_row) : 0;
+  const int blocks = blocks_of(a, kv_len);
+  const int wanted = selected_of(a, lane, kv_len);
+  const int longest = __reduce_max_sync(0xffffffffu, blocks);
+  const int most = __reduce_max_sync(0xffffffffu, wanted);
+  const int idle = longest * a.batch_size - warp_sum(blocks);
+  // The time that teams would wait, as bytes: of summaries, and of an eighth of K and V.
+  const float bytes = static_cast<float>(idle) * static_cast<float>(a.block_size + 8) *
+                      static_cast<float>(a.kv_heads * a.head_dim) * 0.5f;
+  row.seq = 0;
+  row.kv_head = row_index;
+#pragma unroll 1
+  for (; row.kv_head >= a.kv_heads; ++row.seq) row.kv_head -= a.kv_heads;
+  row.kv_len = __shfl_sync(0xffffffffu, kv_len, row.seq);
+  row.query_row = __shfl_sync(0xffffffffu, query_row, row.seq);
+  row.blocks = __shfl_sync(0xffffffffu, blocks, row.seq);
+  row.wanted = __shfl_sync(0xffffffffu, wanted, row.seq);
+  return longest <= size * kTeamBlocks && most <= size * kTeamSelected && bytes <= kIdleBytes;
+}
+
+}  // namespace sparse
+}  // namespace trt_resa
