@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 from tritonclient.utils import InferenceServerException
@@ -179,36 +178,6 @@ def test_time_per_token(server: TritonServer) -> None:
     assert 0 < after["first_token_seconds_total"] - before["first_token_seconds_total"] < 10
     assert 0 < after["decode_seconds_total"] - before["decode_seconds_total"] < 10
     assert after["kv_blocks_total"] == 8192 / 16
-
-
-def test_openai_front_end(server: TritonServer) -> None:
-    """The tensors that Triton's OpenAI front end sends for a completion, and what it reads."""
-    wanted = {"return_num_input_tokens": True, "return_num_output_tokens": True}
-    request: dict[str, Any] = {
-        "text_input": FRANCE,
-        "max_tokens": 16,
-        "stop_words": ["answer"],
-        "top_p": 1.0,
-        "frequency_penalty": 0.0,
-        "presence_penalty": 0.0,
-        "seed": 7,
-        "temperature": 0.0,
-        "exclude_input_in_output": True,
-        **wanted,
-    }
-    # It awaits one response or two of a request that is not streamed, and sums up the counts of
-    # one that is; it takes a missing text_output for none.
-    (whole,) = Stream(server, **request, stream=False)
-    pieces = list(Stream(server, **request, stream=True))
-    assert texts(pieces) == texts([whole])
-    assert {piece["num_input_tokens"][0] for piece in pieces} == {5}
-    counted = sum(piece["num_output_tokens"][0] for piece in pieces)
-    assert counted == whole["num_output_tokens"][0]
-
-    status, config = server.get("/v2/models/trt_resa/config")
-    assert status == 200
-    for text in ('"backend":"python"', '"exclude_input_in_output"', '"decoupled":true'):
-        assert text in config
 
 
 def test_an_error_leaves_other_requests_alone(server: TritonServer) -> None:
