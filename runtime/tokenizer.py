@@ -35,9 +35,18 @@ class TextTokenizer:
                 f"{file} is damaged ({error}); build the engine again with trt-resa build-engine"
             ) from None
 
+    @functools.cached_property
+    def _added(self) -> list[int]:
+        """Special tokens that the tokenizer adds by itself: as a rule, the one that begins a text."""
+        return list(self.backend.encode("").ids)
+
     def encode(self, text: str) -> list[int]:
-        """Token ids, with the special tokens that the tokenizer adds by itself."""
-        return self.backend.encode(text).ids
+        """Token ids, with the special tokens that the tokenizer adds by itself.
+
+        A text that begins with them already, as many chat templates write it, gets them once.
+        """
+        ids, count = self.backend.encode(text).ids, len(self._added)
+        return ids[count:] if ids[:count] == ids[count : 2 * count] == self._added else ids
 
     def chat(self, user_message: str) -> str:
         """``user_message`` as a chat ready for the model's answer, by the model's own template."""
