@@ -37,7 +37,7 @@ class TextTokenizer:
 
     @functools.cached_property
     def _added(self) -> list[int]:
-        """Special tokens that the tokenizer adds by itself: as a rule, the one that begins a text."""
+        """Special tokens that the tokenizer adds by itself: mostly the one that begins a text."""
         return list(self.backend.encode("").ids)
 
     def encode(self, text: str) -> list[int]:
