@@ -105,10 +105,8 @@ struct TileStream {
     valid = 0;
     if (tile >= tiles || in_all(tile) >= all.known()) return;
     const Tile found = all.find(in_all(tile));
-    if (found.pool_block < 0 || found.pool_block >= a.num_blocks) return;
-    source = ((static_cast<int64_t>(found.pool_block) * 2 * a.kv_heads + kv_head) * a.block_size +
-              found.slot) *
-             Shape::kHeadDim;
+    if (!is_pool_block(a, found.pool_block)) return;
+    source = (key_row(a, found.pool_block, kv_head) + found.slot) * Shape::kHeadDim;
     valid = max(min(found.valid, kTileKeys), 0);
   }
 
@@ -126,9 +124,8 @@ struct TileStream {
       }
       const int64_t offset = __shfl_sync(0xffffffffu, source, tile % 32);
       const int rows = offset < 0 ? 0 : __shfl_sync(0xffffffffu, valid, tile % 32);
-      const T* from =
-          pool<const T>(a.kv, a.append.indirect) + max(offset, int64_t{0}) +
-          (is_value ? static_cast<int64_t>(a.kv_heads) * a.block_size * Shape::kHeadDim : 0);
+      const T* from = pool<const T>(a.kv, a.append.indirect) + max(offset, int64_t{0}) +
+                      (is_value ? rows_to_value(a) * Shape::kHeadDim : 0);
       const uint32_t to = ring + next_slot * Shape::kUnitBytes;
       if (!is_value && lane == 0) ring_valid[tile % 4] = rows;
 #pragma unroll

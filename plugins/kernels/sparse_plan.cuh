@@ -52,6 +52,19 @@ __device__ __forceinline__ int blocks_of(const Args& a, int kv_len) {
   return (kv_len + a.block_size - 1) >> a.block_shift;
 }
 
+// Whether an entry of the block table can be read.
+__device__ __forceinline__ bool is_pool_block(const Args& a, int entry) {
+  return entry >= 0 && entry < a.num_blocks;
+}
+
+// The pool's row of a block's first key, and how many rows behind a key its value is.
+__device__ __forceinline__ int64_t key_row(const Args& a, int pool_block, int kv_head) {
+  return (static_cast<int64_t>(pool_block) * 2 * a.kv_heads + kv_head) * a.block_size;
+}
+__device__ __forceinline__ int64_t rows_to_value(const Args& a) {
+  return static_cast<int64_t>(a.kv_heads) * a.block_size;
+}
+
 // Tokens of a sequence in this launch; 0 where it has no row, no token or an impossible length.
 __device__ inline int usable_length(const Args& a, int seq, int* query_row) {
   *query_row = seq;

@@ -151,7 +151,6 @@ class ScoreItem {
     block += threadIdx.x % 32;
     return is_scored(block) ? table_[block] : -1;
   }
-  __device__ bool is_usable(int entry) const { return entry >= 0 && entry < a_.num_blocks; }
 
   // Starts the copies of a round; an empty group behind the last one, so that the number of groups
   // in flight is constant.
@@ -168,7 +167,7 @@ class ScoreItem {
       for (int i = 0; i < Shape::kPerLane; ++i) {
         const int entry =
             __shfl_sync(append::kAllLanes, entries_, place + i * L::kRowsPerPass + row_in_pass);
-        const bool usable = is_usable(entry);
+        const bool usable = is_pool_block(a_, entry);
         const T* summary =
             summaries_ + static_cast<int64_t>(usable ? entry : 0) * (a_.kv_heads * 2 * kHeadDim);
         const uint32_t target = shared_address(stage(round)) + i * (2 * 32 * 16);
@@ -178,7 +177,7 @@ class ScoreItem {
       // Whether the block whose key this lane will write can be read.
       const int own = __shfl_sync(append::kAllLanes, entries_, (place + mine_) % 32);
       const uint32_t bit = 1u << round % 32;
-      readable_ = is_usable(own) ? readable_ | bit : readable_ & ~bit;
+      readable_ = is_pool_block(a_, own) ? readable_ | bit : readable_ & ~bit;
     }
     cp_async_commit();
   }

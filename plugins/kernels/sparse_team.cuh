@@ -47,8 +47,9 @@ struct TeamTiles {
   }
 
   static __device__ int entry(const Args& a, int pool_block, int block, int row_blocks) {
-    const bool usable = pool_block >= 0 && pool_block < a.num_blocks;
-    return !usable ? -1 : block == row_blocks - 1 ? pool_block | kLastBlock : pool_block;
+    return !is_pool_block(a, pool_block) ? -1
+           : block == row_blocks - 1     ? pool_block | kLastBlock
+                                         : pool_block;
   }
 
   __device__ Tile find(int i) const {
@@ -207,12 +208,11 @@ class Team {
     if (!is_certain) return;
     const int bytes = a_.block_size * kHeadDim * 2;
     const int block = s_.pool_blocks[i];
-    if ((before + 1) * bytes > kPrefetchBytes || block < 0 || block >= a_.num_blocks) return;
+    if ((before + 1) * bytes > kPrefetchBytes || !is_pool_block(a_, block)) return;
     const T* k =
-        pool<const T>(a_.kv, a_.append.indirect) +
-        (static_cast<int64_t>(block) * 2 * a_.kv_heads + row_.kv_head) * a_.block_size * kHeadDim;
+        pool<const T>(a_.kv, a_.append.indirect) + key_row(a_, block, row_.kv_head) * kHeadDim;
     prefetch_bytes(k, bytes);
-    prefetch_bytes(k + static_cast<int64_t>(a_.kv_heads) * a_.block_size * kHeadDim, bytes);
+    prefetch_bytes(k + rows_to_value(a_) * kHeadDim, bytes);
   }
 
   // How much of the selection is whose, and who attends to it. `wanted` of the keys in the interval
