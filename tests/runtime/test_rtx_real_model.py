@@ -18,9 +18,11 @@ pytestmark = [pytest.mark.gpu, pytest.mark.slow]
 TIE = 2**-6
 #: Between two runs on an H100 the distance of the two likeliest tokens differed by 0.0053 to 0.0058
 #: (``benchmarks/results/real_model_h100.txt``), which is what fp16 makes of another order of sums:
-#: sums in fp16 would give five times as much. Where two tokens are nearer than that, chance
-#: decides: of the 20 outputs 18 is what to expect, and fewer than 16 at 1 to 2 %.
-NOISE, EQUAL = 0.008, 16
+#: sums in fp16 would give five times as much.
+NOISE = 0.008
+#: Of the 20 outputs; what to expect too: chance decides where two tokens are nearer than the noise.
+#: TensorRT's engines have 17 against PyTorch, and fail here by that one.
+EQUAL = 18
 PARAMS = SamplingParams(max_tokens=200, ignore_eos=True, logprobs=4)
 #: Every request computes its whole prompt.
 CACHE = {"max_tokens": 1 << 15, "enable_block_reuse": False}
