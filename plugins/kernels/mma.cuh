@@ -22,7 +22,15 @@ __device__ inline void cp_async_16(uint32_t target, const void* source, bool val
   cp_async_16(target, source, valid ? 16 : 0);
 }
 
-// The same of what a launch reads once: in the L2 cache its lines give way before others.
+// An address in shared memory, hidden from the compiler. Where it finds that lanes share a part of
+// the target of a copy with a cache hint, ptxas 13.0 puts that part into a uniform register and
+// encodes an instruction that the GPU refuses.
+__device__ inline uint32_t opaque_address(uint32_t address) {
+  return __shfl_sync(0xffffffffu, address, static_cast<int>(threadIdx.x % 32));
+}
+
+// The same of what a launch reads once: in the L2 cache its lines give way before others. `target`
+// comes from an opaque_address.
 __device__ inline void cp_async_16_once(uint32_t target, const void* source, bool valid) {
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
@@ -46,14 +54,10 @@ __device__ inline void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(kPending) : "memory");
 }
 
-// Brings a line of 128 bytes to the L2 cache.
+// Brings a line to the L2 cache.
+constexpr int kLineBytes = 128;
 __device__ inline void prefetch_line(const void* line) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
-}
-
-// The same of a multiple of 16 bytes; compute capability 9.0 and later.
-__device__ inline void prefetch_bytes(const void* bytes, int count) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(bytes), "r"(count));
 }
 
 // Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.

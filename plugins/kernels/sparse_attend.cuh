@@ -126,7 +126,7 @@ struct TileStream {
       const int rows = offset < 0 ? 0 : __shfl_sync(0xffffffffu, valid, tile % 32);
       const T* from = pool<const T>(a.kv, a.append.indirect) + max(offset, int64_t{0}) +
                       (is_value ? rows_to_value(a) * Shape::kHeadDim : 0);
-      const uint32_t to = ring + next_slot * Shape::kUnitBytes;
+      const uint32_t to = opaque_address(ring + next_slot * Shape::kUnitBytes);
       if (!is_value && lane == 0) ring_valid[tile % 4] = rows;
 #pragma unroll
       for (int i = 0; i < kTileKeys * Shape::kChunks / 32; ++i) {

@@ -42,7 +42,7 @@ struct Config {
   static constexpr int kListed = kWide ? 2048 : 512;  // blocks listed in shared memory
   static constexpr int kRingBudget = kWide ? 160 * 1024 : 64 * 1024;
   using Attend = AttendShape<kHeadDim, kHeadTiles, kWarps, kRingBudget>;
-  using Score = ScoreShape<kHeadDim, kWarps, 2, kRingBudget>;
+  using Score = ScoreShape<kHeadDim, kHeadTiles, kWarps, kRingBudget>;
 
   static constexpr bool kHasTeams = kWide && kHeadDim <= 128;
   using Team = TeamShape<kHeadDim, kHeadTiles, kWarps>;
@@ -203,7 +203,7 @@ __device__ int32_t* do_item(const Args& a, const Plan& plan, int index, typename
 // Brings what the plan and every address come from to the L2 cache, also while the kernel before
 // still runs: a line that it writes afterwards is replaced there.
 __device__ __forceinline__ void prefetch(const Args& a) {
-  constexpr int kLineEntries = 128 / sizeof(int32_t);
+  constexpr int kLineEntries = kLineBytes / sizeof(int32_t);
   const int64_t entries = static_cast<int64_t>(a.batch_size) * a.max_blocks_per_seq;
   const int64_t entry =
       (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kLineEntries;

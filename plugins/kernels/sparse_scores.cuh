@@ -1,9 +1,12 @@
 // Scoring blocks from their summaries.
 //
-// The score of a block is an upper bound of q . k over its keys k, for the mean q of the group's
-// queries: sum over d of max(q_d * max_d, q_d * min_d), which is q_d times the maximum where q_d is
-// not negative and times the minimum elsewhere. Computed in fp32 from 16-bit summaries; each lane
-// adds up eight elements in order, then lanes are added pairwise.
+// With c and r half the sum and half the difference of a block's extremes, the score of a block is
+// the mean over the group's queries q of c . q + sqrt(sum over d of (r_d q_d)^2): where the block's
+// keys lie about their centre, how far the best of them may stand out for that query. Products are
+// taken on tensor cores, with the minima and the maxima of eight blocks as rows and the queries as
+// columns, and once more with the squared differences and the squared queries, both rounded to the
+// model's type: that is an error of at most 2^-11 of the root for float16 and 2^-8 for bfloat16.
+// Everything else is in fp32, in a fixed order.
 #pragma once
 
 #include "kv_append.cuh"
@@ -17,67 +20,70 @@
 namespace trt_resa {
 namespace sparse {
 
-// The mean query of one group and what of a summary it meets, eight elements per lane.
-struct MeanQuery {
-  float values[kVecSize];
-  uint32_t take_max[kVecSize / 2];  // all ones in the halves whose element is not negative
+// Squares of a type as narrow as float16 are those of numbers scaled down by this.
+template <typename T>
+constexpr float kSquareScale = 1.0f;
+template <>
+constexpr float kSquareScale<__half> = 1.0f / 16;
 
-  // `q` are the group's queries in shared memory.
-  template <typename T>
-  __device__ void set(const T* q, int group, int head_dim) {
-    float sum[kVecSize] = {};
-#pragma unroll 2
-    for (int head = 0; head < group; ++head) {
-      float x[kVecSize];
-      Vec<T>::load(q + head * head_dim).to_floats(x);
+// The squares of eight scaled elements.
+template <typename T>
+__device__ __forceinline__ Vec<T> scaled_squares(const Vec<T>& x) {
+  const auto scale = Pair<T>::from_float(kSquareScale<T>, kSquareScale<T>);
+  Vec<T> out;
 #pragma unroll
-      for (int i = 0; i < kVecSize; ++i) sum[i] += x[i];
-    }
-    // Divided as __fdiv_rn does, in three instructions: a quotient that is off by less than an
-    // ulp and its exact remainder round as the division does where nothing underflows.
-    const float count = static_cast<float>(group);
-    const float inverse = __fdiv_rn(1.0f, count);
-#pragma unroll
-    for (int i = 0; i < kVecSize; ++i) {
-      const float quotient = sum[i] * inverse;
-      values[i] = fmaf(fmaf(-quotient, count, sum[i]), inverse, quotient);
-    }
-#pragma unroll
-    for (int i = 0; i < kVecSize / 2; ++i) {
-      take_max[i] = (values[2 * i] >= 0.0f ? 0x0000ffffu : 0u) |
-                    (values[2 * i + 1] >= 0.0f ? 0xffff0000u : 0u);
-    }
+  for (int i = 0; i < kVecSize / 2; ++i) {
+    const auto scaled = kSquareScale<T> == 1.0f ? x.pair(i) : __hmul2(x.pair(i), scale);
+    out.set_pair(i, __hmul2(scaled, scaled));
   }
+  return out;
+}
 
-  template <typename T>
-  __device__ float score(const Vec<T>& low, const Vec<T>& high) const {
-    Vec<T> met;
-#pragma unroll
-    for (int i = 0; i < kVecSize / 2; ++i) {
-      met.words[i] = (high.words[i] & take_max[i]) | (low.words[i] & ~take_max[i]);
-    }
-    float x[kVecSize];
-    met.to_floats(x);
-    float sum = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kVecSize; ++i) sum = fmaf(values[i], x[i], sum);
-    return sum;
-  }
-};
-
-// kRingBudget: bytes of shared memory for the summaries that are on their way.
-template <int kHeadDim_, int kWarps_, int kPerLane_, int kRingBudget>
+// kRingBudget: bytes of shared memory for the summaries that are on their way. A warp scores eight
+// blocks per round, four lanes per block; a lane's vectors of a row are 32 elements apart.
+template <int kHeadDim_, int kHeadTiles_, int kWarps_, int kRingBudget>
 struct ScoreShape {
   static constexpr int kHeadDim = kHeadDim_;
+  static constexpr int kHeadTiles = kHeadTiles_;  // of 8 queries
   static constexpr int kWarps = kWarps_;
-  using L = append::Layout<kHeadDim>;
-  static constexpr int kPerLane = kPerLane_;  // summaries that a lane reads per round
-  static constexpr int kPerWarp = kPerLane * L::kRowsPerPass;
+  static constexpr int kPerWarp = 8;  // blocks per round
   static constexpr int kPerRound = kPerWarp * kWarps;
-  static constexpr int kStageBytes = kWarps * kPerLane * 2 * 32 * 16;
+  static constexpr int kVecs = kHeadDim / (4 * kVecSize);  // of a lane in a row
+
+  // Bytes of a stage that holds so many vectors of the minima and of the maxima.
+  static constexpr int stage_bytes(int vecs) { return kWarps * vecs * 2 * 32 * 16; }
+  static constexpr bool fits(int vecs) { return 3 * stage_bytes(vecs) <= kRingBudget; }
+  static constexpr int kStageVecs = fits(kVecs)                         ? kVecs
+                                    : kVecs % 2 == 0 && fits(kVecs / 2) ? kVecs / 2
+                                                                        : 1;
+  static constexpr int kStagesPerRound = kVecs / kStageVecs;
+  static constexpr int kStageBytes = stage_bytes(kStageVecs);
   static constexpr int kFitting = kRingBudget / kStageBytes;
   static constexpr int kStages = kFitting > 8 ? 8 : kFitting;
-  static_assert(32 % kPerWarp == 0 && kPerLane <= L::kLanes && kStages >= 3);
+  static_assert(kStages >= 3 && kVecs % kStageVecs == 0 && kHeadDim % (4 * kVecSize) == 0);
+};
+
+// The queries of a group as the right side of products: of head tile t and the lane's j-th vector.
+template <typename T, typename Shape>
+struct ScoreQueries {
+  Vec<T> plain[Shape::kHeadTiles][Shape::kVecs];
+  Vec<T> squares[Shape::kHeadTiles][Shape::kVecs];
+
+  // `q` are the group's queries in shared memory.
+  __device__ void load(const T* q, int group) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+    for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
+      const int head = tile * 8 + lane / 4;
+#pragma unroll
+      for (int j = 0; j < Shape::kVecs; ++j) {
+        if (head < group) {
+          plain[tile][j] = Vec<T>::load(q + head * Shape::kHeadDim + (4 * j + lane % 4) * kVecSize);
+        }
+        squares[tile][j] = scaled_squares(plain[tile][j]);
+      }
+    }
+  }
 };
 
 // What one thread block scores: blocks [begin, end) of a row of `blocks`.
@@ -91,12 +97,11 @@ struct ScoreRange {
 };
 
 // Scores a range: each warp goes through its rounds of kPerWarp blocks, which follow one another. A
-// lane reads back what it brought to shared memory itself: 16 bytes of the minima and of the maxima
-// of each of its summaries.
+// lane reads back from shared memory what it brought there itself: vectors of the minima and of the
+// maxima of one block, whose elements it gives to the products.
 template <typename T, typename Shape>
 class ScoreItem {
   static constexpr int kHeadDim = Shape::kHeadDim;
-  using L = typename Shape::L;
 
  public:
   __device__ ScoreItem(const Args& a, const ScoreRange& range, void* ring)
@@ -106,13 +111,10 @@ class ScoreItem {
         scored_end_(min(range.end, range.blocks - a.local_blocks)),
         table_(a.block_table + static_cast<int64_t>(range.seq) * a.max_blocks_per_seq) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const int lane_in_row = lane % L::kLanes;
     first_ = range.begin + warp * rounds_ * Shape::kPerWarp;
-    column_ = (lane_in_row < L::kVecs ? lane_in_row : 0) * kVecSize;
-    summaries_ =
-        pool<const T>(a.summary, a.append.indirect) + range.kv_head * 2 * kHeadDim + column_;
-    ring_ = static_cast<char*>(ring) + (warp * Shape::kPerLane * 2 * 32 + lane) * 16;
-    mine_ = lane_in_row * L::kRowsPerPass + lane / L::kLanes;
+    summaries_ = pool<const T>(a.summary, a.append.indirect) + range.kv_head * 2 * kHeadDim +
+                 lane % 4 * kVecSize;
+    ring_ = static_cast<char*>(ring) + (warp * Shape::kStageVecs * 2 * 32 + lane) * 16;
     next_entries_ = rounds_ > 0 ? look_up(first_) : -1;
   }
 
@@ -120,24 +122,43 @@ class ScoreItem {
   // way: after it the group's queries are in shared memory at `queries`.
   template <typename Stage, typename Keep>
   __device__ void score(const T* queries, Stage&& stage, Keep&& keep) {
-    MeanQuery mean;
 #pragma unroll 1
-    for (int round = 1 - Shape::kStages; round < max(rounds_, 1); ++round) {
-      if (round == 0) {
-        stage();
-        if (rounds_ > 0) mean.set(queries + column_, a_.group, kHeadDim);
-      }
-      if (round >= 0 && round < rounds_) {
+    for (int i = 0; i < Shape::kStages - 1; ++i) start(i);
+    stage();
+    if (rounds_ == 0) return;
+    ScoreQueries<T, Shape> q;
+    q.load(queries, a_.group);
+    const float scale = 0.5f / static_cast<float>(a_.group);
+#pragma unroll 1
+    for (int round = 0; round < rounds_; ++round) {
+      float ends[Shape::kHeadTiles][4] = {};  // products with the minima, and with the maxima
+      float spread[Shape::kHeadTiles][4] = {};
+#pragma unroll
+      for (int part = 0; part < Shape::kStagesPerRound; ++part) {
+        const int i = round * Shape::kStagesPerRound + part;
         cp_async_wait<Shape::kStages - 2>();
-        finish(round, mean, keep);
+        multiply(i, part, q, ends, spread);
+        start(i + Shape::kStages - 1);
       }
-      start(round + Shape::kStages - 1);
+      float sum = 0.0f;
+#pragma unroll
+      for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          sum += ends[tile][j] + ends[tile][j + 2] +
+                 __fsqrt_rn(spread[tile][j]) / (kSquareScale<T> * kSquareScale<T>);
+        }
+      }
+      sum += __shfl_xor_sync(append::kAllLanes, sum, 1);
+      sum += __shfl_xor_sync(append::kAllLanes, sum, 2);
+      finish(round, sum * scale, keep);
     }
   }
 
  private:
-  __device__ char* stage(int round) const {
-    return ring_ + round % Shape::kStages * Shape::kStageBytes;
+  __device__ char* stage(int i) const { return ring_ + i % Shape::kStages * Shape::kStageBytes; }
+  __device__ int block_of(int round) const {
+    return first_ + round * Shape::kPerWarp + static_cast<int>(threadIdx.x) % 32 / 4;
   }
 
   // Blocks that are forced are not read: the append may be rewriting the last one's summary.
@@ -152,85 +173,90 @@ class ScoreItem {
     return is_scored(block) ? table_[block] : -1;
   }
 
-  // Starts the copies of a round; an empty group behind the last one, so that the number of groups
-  // in flight is constant.
-  __device__ void start(int round) {
+  // Starts the i-th stage's copies; an empty group behind the last one, so that the number of
+  // groups in flight is constant.
+  __device__ void start(int i) {
+    const int round = i / Shape::kStagesPerRound;
     if (round < rounds_) {
       const int begin = round * Shape::kPerWarp;
-      const int place = begin % 32;
-      if (place == 0) {
-        entries_ = next_entries_;
-        next_entries_ = begin + 32 < rounds_ * Shape::kPerWarp ? look_up(first_ + begin + 32) : -1;
+      if (i % Shape::kStagesPerRound == 0) {
+        if (begin % 32 == 0) {
+          entries_ = next_entries_;
+          next_entries_ =
+              begin + 32 < rounds_ * Shape::kPerWarp ? look_up(first_ + begin + 32) : -1;
+        }
+        entry_ = __shfl_sync(append::kAllLanes, entries_,
+                             begin % 32 + static_cast<int>(threadIdx.x) % 32 / 4);
       }
-      const int row_in_pass = threadIdx.x % 32 / L::kLanes;
+      const bool usable = is_pool_block(a_, entry_);
+      const T* summary = summaries_ +
+                         static_cast<int64_t>(usable ? entry_ : 0) * (a_.kv_heads * 2 * kHeadDim) +
+                         i % Shape::kStagesPerRound * (Shape::kStageVecs * 4 * kVecSize);
+      const uint32_t target = opaque_address(shared_address(stage(i)));
 #pragma unroll
-      for (int i = 0; i < Shape::kPerLane; ++i) {
-        const int entry =
-            __shfl_sync(append::kAllLanes, entries_, place + i * L::kRowsPerPass + row_in_pass);
-        const bool usable = is_pool_block(a_, entry);
-        const T* summary =
-            summaries_ + static_cast<int64_t>(usable ? entry : 0) * (a_.kv_heads * 2 * kHeadDim);
-        const uint32_t target = shared_address(stage(round)) + i * (2 * 32 * 16);
-        cp_async_16_once(target, summary, usable);
-        cp_async_16_once(target + 32 * 16, summary + kHeadDim, usable);
+      for (int j = 0; j < Shape::kStageVecs; ++j) {
+        cp_async_16_once(target + 2 * j * 32 * 16, summary + j * 4 * kVecSize, usable);
+        cp_async_16_once(target + (2 * j + 1) * 32 * 16, summary + kHeadDim + j * 4 * kVecSize,
+                         usable);
       }
-      // Whether the block whose key this lane will write can be read.
-      const int own = __shfl_sync(append::kAllLanes, entries_, (place + mine_) % 32);
       const uint32_t bit = 1u << round % 32;
-      readable_ = is_pool_block(a_, own) ? readable_ | bit : readable_ & ~bit;
+      readable_ = usable ? readable_ | bit : readable_ & ~bit;
     }
     cp_async_commit();
   }
 
-  template <typename Keep>
-  __device__ void finish(int round, const MeanQuery& mean, Keep&& keep) {
-    const int lane_in_row = threadIdx.x % L::kLanes;
-    const T* summaries = reinterpret_cast<const T*>(stage(round));
-    float scores[Shape::kPerLane];
+  // Adds the products of the i-th stage, which holds a part of the columns of its round.
+  __device__ void multiply(int i, int part, const ScoreQueries<T, Shape>& q,
+                           float (&ends)[Shape::kHeadTiles][4],
+                           float (&spread)[Shape::kHeadTiles][4]) const {
+    const T* summaries = reinterpret_cast<const T*>(stage(i));
 #pragma unroll
-    for (int i = 0; i < Shape::kPerLane; ++i) {
-      const T* low = summaries + i * (2 * 32 * kVecSize);
-      scores[i] = lane_in_row < L::kVecs
-                      ? mean.score(Vec<T>::load(low), Vec<T>::load(low + 32 * kVecSize))
-                      : 0.0f;
-    }
-    // Lanes are added pairwise. As long as there are several scores, each of two lanes goes on with
-    // half of them, so that lane i of a row ends with the i-th.
-    int mask = 1;
+    for (int j = 0; j < Shape::kStageVecs; ++j) {
+      const auto low = Vec<T>::load(summaries + 2 * j * 32 * kVecSize);
+      const auto high = Vec<T>::load(summaries + (2 * j + 1) * 32 * kVecSize);
+      Vec<T> squares;
 #pragma unroll
-    for (int count = Shape::kPerLane / 2; count > 0; count /= 2, mask *= 2) {
-      const bool odd = (lane_in_row & mask) != 0;
+      for (int k = 0; k < kVecSize / 2; ++k) {
+        squares.set_pair(k, __hsub2(high.pair(k), low.pair(k)));
+      }
+      squares = scaled_squares(squares);
+      const int at = part * Shape::kStageVecs + j;
 #pragma unroll
-      for (int i = 0; i < count; ++i) {
-        const float given = odd ? scores[2 * i] : scores[2 * i + 1];
-        const float kept = odd ? scores[2 * i + 1] : scores[2 * i];
-        scores[i] = kept + __shfl_xor_sync(append::kAllLanes, given, mask);
+      for (int k = 0; k < kVecSize / 2; k += 2) {
+        const uint32_t both[4] = {low.words[k], high.words[k], low.words[k + 1], high.words[k + 1]};
+        const uint32_t squared[4] = {squares.words[k], 0, squares.words[k + 1], 0};
+#pragma unroll
+        for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
+          const uint32_t (&plain)[kVecSize / 2] = q.plain[tile][at].words;
+          const uint32_t (&square)[kVecSize / 2] = q.squares[tile][at].words;
+          multiply_add<T>(ends[tile], both, plain[k], plain[k + 1]);
+          multiply_add<T>(spread[tile], squared, square[k], square[k + 1]);
+        }
       }
     }
-#pragma unroll
-    for (; mask < L::kLanes; mask *= 2) {
-      scores[0] += __shfl_xor_sync(append::kAllLanes, scores[0], mask);
-    }
-    const int block = first_ + round * Shape::kPerWarp + mine_;
-    if (mine_ >= Shape::kPerWarp || block >= end_) return;
+  }
+
+  template <typename Keep>
+  __device__ void finish(int round, float score, Keep&& keep) {
+    const int block = block_of(round);
+    if (threadIdx.x % 4 != 0 || block >= end_) return;
     const uint32_t key = !is_scored(block)                    ? kForcedKey
                          : (readable_ >> round % 32 & 1) == 0 ? 0u
-                                                              : ordered_key(scores[0]);
+                                                              : ordered_key(score);
     keep(block, key);
   }
 
   const Args& a_;
   int rounds_;
   int end_;
-  int scored_end_;        // blocks from here on are forced
-  int first_;             // block of the warp
-  int column_;            // of this lane in a row
-  int mine_;              // the block of a round whose key this lane writes; kPerWarp or more: none
-  const int32_t* table_;  // of the sequence
-  const T* summaries_;    // of the KV head, at this lane's column
-  char* ring_;            // this lane's place in the first stage
-  int entries_ = -1;      // lane l: of the l-th of 32 blocks
-  int next_entries_;      // and of those behind them
+  int scored_end_;         // blocks from here on are forced
+  int first_;              // block of the warp
+  const int32_t* table_;   // of the sequence
+  const T* summaries_;     // of the KV head, at this lane's first column
+  char* ring_;             // this lane's place in the first stage
+  int entries_ = -1;       // lane l: of the l-th of 32 blocks
+  int next_entries_;       // and of those behind them
+  int entry_ = -1;         // of this lane's block in the round whose copies were started last
   uint32_t readable_ = 0;  // bit per round under way
 };
 

@@ -201,18 +201,24 @@ class Team {
   // Brings K and V of the first own blocks that are sure to be selected, as their keys are above
   // `certain`, to the L2 cache, while the search goes on.
   __device__ void prefetch_certain(uint32_t certain) const {
-    const int i = static_cast<int>(threadIdx.x);
+    const int i = static_cast<int>(threadIdx.x), lane = i % 32;
     const bool is_certain = i < row_.end - row_.begin && s_.keys[i] > certain;
-    const uint32_t lanes = __ballot_sync(0xffffffffu, is_certain);
-    const int before = __popc(lanes & ((1u << i % 32) - 1));
-    if (!is_certain) return;
+    const int block = is_certain ? s_.pool_blocks[i] : -1;
     const int bytes = a_.block_size * kHeadDim * 2;
-    const int block = s_.pool_blocks[i];
-    if ((before + 1) * bytes > kPrefetchBytes || !is_pool_block(a_, block)) return;
-    const T* k =
-        pool<const T>(a_.kv, a_.append.indirect) + key_row(a_, block, row_.kv_head) * kHeadDim;
-    prefetch_bytes(k, bytes);
-    prefetch_bytes(k + rows_to_value(a_) * kHeadDim, bytes);
+    uint32_t lanes = __ballot_sync(0xffffffffu, is_pool_block(a_, block));
+#pragma unroll 1
+    for (int left = kPrefetchBytes; lanes != 0 && left >= bytes; left -= bytes) {
+      const int of_lane = __shfl_sync(0xffffffffu, block, __ffs(static_cast<int>(lanes)) - 1);
+      lanes &= lanes - 1;
+      const T* k =
+          pool<const T>(a_.kv, a_.append.indirect) + key_row(a_, of_lane, row_.kv_head) * kHeadDim;
+      const T* v = k + rows_to_value(a_) * kHeadDim;
+#pragma unroll 1
+      for (int at = lane * kLineBytes; at < bytes; at += 32 * kLineBytes) {
+        prefetch_line(reinterpret_cast<const char*>(k) + at);
+        prefetch_line(reinterpret_cast<const char*>(v) + at);
+      }
+    }
   }
 
   // How much of the selection is whose, and who attends to it. `wanted` of the keys in the interval

@@ -25,7 +25,7 @@ struct TeamShape {
   static constexpr int kRingBudget = 128 * 1024;
   static constexpr int kColumns = 8 * kHeadTiles * (kHeadDim / 4);  // float4s of a group
   using Attend = AttendShape<kHeadDim, kHeadTiles, kWarps, kRingBudget>;
-  using Score = ScoreShape<kHeadDim, kWarps, 4, kRingBudget>;
+  using Score = ScoreShape<kHeadDim, kHeadTiles, kWarps, kRingBudget>;
 };
 
 // How many of a thread block's keys lie where, in a round of the search.

@@ -111,14 +111,22 @@ def make_cache(
     return Cache(q, kv, summary, torch.tensor(kv_lens, dtype=torch.int32).to(device), table)
 
 
+#: Relative error of the root in a score: its squares are rounded to the type.
+ROOT_ERROR = {torch.float16: 2**-11, torch.bfloat16: 2**-8}
+
+
 def scores(cache: Cache, seq: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores of a sequence's blocks [kv_heads, blocks] in double, and the sums of magnitudes."""
+    """Scores of a sequence's blocks [kv_heads, blocks] in double, and their largest errors."""
     blocks = math.ceil(int(cache.kv_lens[seq]) / cache.block_size)
     summary = cache.summary[cache.block_table[seq, :blocks].long()].double()
     kv_heads, head_dim = cache.kv.shape[2], cache.q.shape[2]
-    mean = cache.q[seq].double().view(kv_heads, -1, head_dim).mean(1)
-    terms = (summary * mean[:, None]).amax(2)
-    return terms.sum(-1).T, terms.abs().sum(-1).T
+    q = cache.q[seq].double().view(kv_heads, -1, 1, head_dim)
+    low, high = summary.permute(2, 1, 0, 3)[:, :, None]
+    ends = q * (low + high) / 2
+    root = (q * (high - low) / 2).square().sum(-1).sqrt()
+    magnitude = (q.abs() * (low.abs() + high.abs()) / 2).sum(-1)
+    error = 1e-5 * magnitude + ROOT_ERROR[cache.q.dtype] * root
+    return (ends.sum(-1) + root).mean(1), error.mean(1)
 
 
 def ranking(cache: Cache, seq: int, settings: Selecting) -> torch.Tensor:

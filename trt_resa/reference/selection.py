@@ -9,15 +9,18 @@ from trt_resa.config import SparseAttentionConfig
 
 
 def scores(q: torch.Tensor, summary: torch.Tensor) -> torch.Tensor:
-    """Upper bound of q.k over each block, for the mean query of each group.
+    """How large q.k may be over each block, the mean over the queries of each group.
 
     q [B, q_heads, head_dim] post-RoPE; summary [B, N, kv_heads, 2, head_dim]. Returns fp32
-    [B, kv_heads, N]: the sum over d of max(q_d * max_d, q_d * min_d).
+    [B, kv_heads, N]: the mean of c.q + sqrt(sum over d of (r_d q_d)^2), with c and r half the sum
+    and half the difference of the block's largest and smallest keys.
     """
     batch, _, kv_heads, _, head_dim = summary.shape
-    mean = q.float().view(batch, kv_heads, -1, head_dim).mean(dim=2)
-    bounds = mean[:, None, :, None, :] * summary.float()
-    return bounds.amax(dim=3).sum(dim=-1).transpose(1, 2)
+    queries = q.float().view(batch, kv_heads, -1, head_dim)
+    low, high = summary.float().unbind(dim=3)
+    centre = torch.einsum("bhgd,bnhd->bhgn", queries, (high + low) / 2)
+    spread = torch.einsum("bhgd,bnhd->bhgn", queries**2, ((high - low) / 2) ** 2)
+    return (centre + spread.sqrt()).mean(dim=2)
 
 
 def all_blocks(lengths: list[int], kv_heads: int, device: torch.device) -> torch.Tensor:

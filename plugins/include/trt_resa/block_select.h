@@ -11,14 +11,15 @@ extern "C" {
 /* Shapes are row-major and contiguous. B = batch_size, D = head_dim; `model` is the 16-bit type
  * named by `dtype`.
  *
- * Row b of q belongs to sequence b. A block's score for a KV head is the sum over d of
- * max(q_d * max_d, q_d * min_d) in fp32, q being the mean of the group's queries. The selection of
- * a sequence of n blocks holds its last local_blocks, its first sink_blocks and those of the
- * highest scores, trt_resa_num_selected(n, keep_ratio, min_blocks) in all; of equal scores the
- * lower block comes first, and NaN comes before every number. A sequence of at most dense_below
- * tokens selects all of its blocks. Sequences whose kv_len is 0 or impossible are ignored: their
- * count is 0 and their rows of `selection` are not written. A block whose block_table entry is no
- * block of the pool comes last.
+ * Row b of q belongs to sequence b. With c and r half the sum and half the difference of a block's
+ * max and min, its score for a KV head is the mean over the group's queries of
+ * c . q + sqrt(sum over d of (r_d q_d)^2), in fp32, but for max - min and the squares, which are
+ * rounded to `model`. The selection of a sequence of n blocks holds its last local_blocks, its
+ * first sink_blocks and those of the highest scores, trt_resa_num_selected(n, keep_ratio,
+ * min_blocks) in all; of equal scores the lower block comes first, and NaN comes before every
+ * number. A sequence of at most dense_below tokens selects all of its blocks. Sequences whose
+ * kv_len is 0 or impossible are ignored: their count is 0 and their rows of `selection` are not
+ * written. A block whose block_table entry is no block of the pool comes last.
  */
 typedef struct trt_resa_block_select_params {
   /* inputs */

@@ -217,6 +217,9 @@ inline float __fmul_rn(float a, float b) {
 inline float __fdiv_rn(float a, float b) {
   return a / b;
 }
+inline float __fsqrt_rn(float x) {
+  return std::sqrt(x);
+}
 inline float rsqrtf(float x) {
   return 1.0f / std::sqrt(x);
 }

@@ -18,6 +18,9 @@ inline void cp_async_16(uint32_t target, const void* source, int bytes) {
 inline void cp_async_16(uint32_t target, const void* source, bool valid) {
   cp_async_16(target, source, valid ? 16 : 0);
 }
+inline uint32_t opaque_address(uint32_t address) {
+  return address;
+}
 inline void cp_async_16_once(uint32_t target, const void* source, bool valid) {
   cp_async_16(target, source, valid);
 }
@@ -27,8 +30,8 @@ inline void cp_async_4(uint32_t target, const void* source) {
 inline void cp_async_commit() {}
 template <int kPending>
 void cp_async_wait() {}
+constexpr int kLineBytes = 128;
 inline void prefetch_line(const void*) {}
-inline void prefetch_bytes(const void*, int) {}
 
 // Element `column` of row `row` of matrix `matrix`, whose rows the lanes' addresses name.
 template <typename Of>

@@ -2,8 +2,8 @@
 // block that does the items of several in their order, or by the thread blocks of a cluster in
 // turn.
 //
-// Where blocks are chosen, keys and queries are small integers and are not rotated: scores are
-// exact then, and so is the choice.
+// Where blocks are chosen, keys and queries are small integers and are not rotated: what scores are
+// made of is exact then, roots aside, and equal blocks tie.
 #pragma once
 
 #include "device_on_host.h"
@@ -371,12 +371,15 @@ class Case {
     if (kv_lens_[seq] <= s_.dense_below) return order;
     std::vector<double> scores(blocks);
     for (int block = 0; block < blocks; ++block) {
-      for (int d = 0; d < kHeadDim; ++d) {
-        double mean = 0;
-        for (const auto& query : queries) mean += query[d];
-        mean /= s_.group;
-        scores[block] += std::max(mean * static_cast<float>(*summary(seq, block, kv_head, 0, d)),
-                                  mean * static_cast<float>(*summary(seq, block, kv_head, 1, d)));
+      for (const auto& query : queries) {
+        double centre = 0, spread = 0;
+        for (int d = 0; d < kHeadDim; ++d) {
+          const double low = static_cast<float>(*summary(seq, block, kv_head, 0, d));
+          const double high = static_cast<float>(*summary(seq, block, kv_head, 1, d));
+          centre += query[d] * (low + high) / 2;
+          spread += std::pow(query[d] * (high - low) / 2, 2);
+        }
+        scores[block] += centre + std::sqrt(spread);
       }
       if (block < s_.sink_blocks || block >= blocks - s_.local_blocks) scores[block] = INFINITY;
     }
