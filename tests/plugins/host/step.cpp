@@ -21,6 +21,9 @@ int main() {
   Shape long_rows = plain;
   long_rows.thread_blocks = 23;
   right &= run<__half, 64, 1>("parts", long_rows, {{9000}, {1}, {4100}});
+  Shape rounds = plain;  // more summaries than are on their way at once
+  rounds.thread_blocks = 2;
+  right &= run<__half, 64, 1>("rounds of scores", rounds, {{9000}});
   Shape forced = plain;
   forced.min_blocks = 8;
   forced.local_blocks = 3;
@@ -50,6 +53,9 @@ int main() {
   Shape team = plain;
   team.team = 4;
   right &= run<__half, 64, 1, true>("team", team, {{2600}, {2300}, {0}, {2500, 2}});
+  Shape team_rounds = team;
+  team_rounds.kv_heads = 1;
+  right &= run<__half, 128, 1, true>("rounds of a team's scores", team_rounds, {{19000}});
   Shape crowded = team;
   crowded.crowded = true;
   for (double keep_ratio : {0.2, 0.3}) {
