@@ -1,4 +1,5 @@
-"""The paper's decoding loop, plainly: an oracle that shares nothing with the package.
+"""The paper's decoding loop, plainly: an oracle that shares nothing with the package. Blocks are
+scored as this project does it.
 
 Keys and values lie contiguously in one tensor per layer; blocks are slices, summaries are taken
 afresh at every step, selections are sorted Python lists, one head at a time. The linear layers and
@@ -84,14 +85,14 @@ class PaperLoop:
         return torch.cat(outputs).flatten()
 
     def selected_places(self, queries: torch.Tensor, keys: torch.Tensor) -> list[int]:
-        query = queries.mean(dim=0)
         size = self.block_size
         starts = list(range(0, len(keys), size))
         scores = []
         for start in starts:
             block = keys[start : start + size]
-            bound = torch.maximum(query * block.max(dim=0).values, query * block.min(dim=0).values)
-            scores.append(float(bound.sum()))
+            low, high = block.min(dim=0).values, block.max(dim=0).values
+            terms = queries @ (low + high) / 2 + (queries * (high - low) / 2).norm(dim=1)
+            scores.append(float(terms.mean()))
         wanted = max(math.ceil(self.keep_ratio * len(starts)), min(len(starts), self.min_blocks))
         earlier = sorted(range(len(starts) - 1), key=lambda i: (-scores[i], i))
         chosen = sorted([*earlier[: wanted - 1], len(starts) - 1])

@@ -51,7 +51,7 @@ def test_dense_finds_what_is_hidden_and_verify_says_the_same(llm: LLM) -> None:
 
 
 def test_dense_solves_a_chain_that_fused_does_not_and_verify_does(llm: LLM) -> None:
-    sample = CHAIN_TASKS["lists"](0, 40)
+    sample = CHAIN_TASKS["arithmetic"](0, 60)
     found = answers(llm, [sample], 96)
     assert found["dense"][0].strip()
     assert sample.answer.strip().startswith(found["dense"][0].strip())

@@ -51,7 +51,7 @@ def test_sparse_steps_differ_from_dense(llm: LLM, dense: list[list[int]]) -> Non
     """Without this, the equalities above could come from a selection that is never used."""
     params = SamplingParams(max_tokens=64, ignore_eos=True)
     sparse = llm.generate(PROMPTS[:4], params, rectify_mode="none")
-    assert all(r.outputs[0].token_ids != d[:64] for r, d in zip(sparse, dense, strict=False))
+    assert any(r.outputs[0].token_ids != d[:64] for r, d in zip(sparse, dense, strict=False))
 
 
 def test_separate_is_the_papers_loop(llm: LLM, smol_transformers: Any) -> None:
