@@ -87,12 +87,13 @@ class PaperLoop:
     def selected_places(self, queries: torch.Tensor, keys: torch.Tensor) -> list[int]:
         size = self.block_size
         starts = list(range(0, len(keys), size))
-        scores = []
-        for start in starts:
+        terms = []  # of all blocks but the last, which is always in
+        for start in starts[:-1]:
             block = keys[start : start + size]
             low, high = block.min(dim=0).values, block.max(dim=0).values
-            terms = queries @ (low + high) / 2 + (queries * (high - low) / 2).norm(dim=1)
-            scores.append(float(terms.mean()))
+            largest = queries @ (low + high) / 2 + (queries * (high - low) / 2).norm(dim=1)
+            terms.append(largest / math.sqrt(self.head_dim))
+        scores = torch.stack(terms).softmax(dim=0).sum(dim=1).tolist() if terms else []
         wanted = max(math.ceil(self.keep_ratio * len(starts)), min(len(starts), self.min_blocks))
         earlier = sorted(range(len(starts) - 1), key=lambda i: (-scores[i], i))
         chosen = sorted([*earlier[: wanted - 1], len(starts) - 1])

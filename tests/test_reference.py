@@ -103,15 +103,18 @@ def test_selection_by_sorting(sinks: int, local: int) -> None:
         wanted = max(math.ceil(0.3 * count), min(count, 5))
         for head in range(2):
             queries = q[row, 2 * head : 2 * head + 2]
-            scores = []
-            for block in cache.table[row, :count].tolist():
-                low, high = cache.summary[block, head]
-                terms = [
-                    (query @ (low + high)) / 2 + (query * (high - low) / 2).norm()
-                    for query in queries
-                ]
-                scores.append(float(torch.stack(terms).mean()))
             forced = {i for i in range(count) if i < sinks or i >= count - local}
+            scores = [0.0] * count
+            for query in queries.double():
+                weights = []
+                for block in cache.table[row, :count].tolist():
+                    low, high = cache.summary[block, head].double()
+                    largest = query @ (low + high) / 2 + (query * (high - low) / 2).norm()
+                    weights.append(math.exp(largest / math.sqrt(DIM)))
+                whole = sum(weight for i, weight in enumerate(weights) if i not in forced)
+                if whole:
+                    scores = [a + w / whole for a, w in zip(scores, weights, strict=True)]
+            scores = [round(score, 12) for score in scores]
             order = sorted(range(count), key=lambda i: (i not in forced, -scores[i], i))
             expected = sorted(order[:wanted])
             got = [b for b in chosen[row, head].tolist() if b >= 0]

@@ -121,6 +121,7 @@ class BlockSelectParams(KernelParams):
             "batch_size max_blocks_per_seq num_blocks max_selected q_heads kv_heads head_dim "
             "block_size min_blocks local_blocks sink_blocks dense_below dtype"
         ),
+        floats="softmax_scale",
         doubles="keep_ratio",
     )
 

@@ -34,6 +34,14 @@ __device__ __forceinline__ float softmax_rescale(float from, float to) {
   return exp2f(from - softmax_base(to));
 }
 
+// One more score; a masked one or NaN changes nothing.
+__device__ __forceinline__ void softmax_add(SoftmaxState& state, float score) {
+  if (!(score > kNoScore)) return;
+  const float weight = exp2f(-fabsf(score - state.max));
+  state.sum = score > state.max ? state.sum * weight + 1.0f : state.sum + weight;
+  state.max = fmaxf(state.max, score);
+}
+
 struct SoftmaxMerge {
   SoftmaxState state;
   float scale_a;  // factors of the two accumulators, to be added afterwards
@@ -63,6 +71,11 @@ __device__ __forceinline__ SoftmaxState softmax_merge(const SoftmaxState (&state
     out.sum += states[i].sum * scales[i];
   }
   return out;
+}
+
+// The logarithm of the sum of 2^s.
+__device__ __forceinline__ float softmax_log(const SoftmaxState& state) {
+  return state.max + log2f(state.sum);
 }
 
 // Factor that turns an accumulator into the result.

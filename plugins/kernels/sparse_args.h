@@ -19,6 +19,7 @@ constexpr int kMaxGroup = 16;
 constexpr int kMaxBlocks = 65536;  // per sequence, where blocks are selected
 constexpr int kBins = 1024;        // of the histogram of keys (sparse_topk.cuh)
 constexpr int kMaxParts = 256;     // into which all rows together are split, beyond one each
+constexpr int kMinScored = 32;     // blocks of a score item that is not its row's last
 
 // What lasts from call to call. It starts as zeros and each launch leaves it as zeros, so a
 // captured graph replays without a memset. A row is one KV head of one sequence; rows = batch_size
@@ -32,6 +33,7 @@ struct Counters {
 constexpr int kScoredWord = 0;      // score items done
 constexpr int kAppendedWord = 1;    // whether the new token stands
 constexpr int kAttendedWord = 2;    // attend items done
+constexpr int kKeyedWord = 3;       // key items done
 constexpr int kHistogramWord = 32;  // [kBins] of the row's keys, where blocks are selected
 
 TRT_RESA_HOST_DEVICE constexpr int row_words(int32_t roles) {
@@ -53,7 +55,9 @@ struct Args {
   int32_t* counts;  // to be written, or null
 
   Counters counters;
-  uint32_t* keys;  // [rows, key_pitch] scores as ordered integers
+  float* terms;     // [rows, key_pitch, term_pitch] of scores
+  float* term_logs; // [rows, log_pitch, term_pitch] logs of the sums over each score item's blocks
+  uint32_t* keys;   // [rows, key_pitch] scores as ordered integers
   SoftmaxPartials partials;
 
   int32_t roles;
@@ -72,7 +76,9 @@ struct Args {
   int32_t sink_blocks;
   int32_t dense_below;
   int32_t dtype;
-  int32_t key_pitch;
+  int32_t key_pitch;   // blocks
+  int32_t term_pitch;  // heads
+  int32_t log_pitch;   // score items
   float score_scale;  // softmax_scale * log2(e)
   double keep_ratio;
 };

@@ -1,4 +1,4 @@
-// The kernel of the sparse step: resident thread blocks that draw work items of three kinds.
+// The kernel of the sparse step: resident thread blocks that draw work items of four kinds.
 //
 // Its instructions are many and most run once per item, so that fetching them takes much of the
 // time of a step on short contexts: loops are kept rolled and calls few, where the rate does not
@@ -12,6 +12,7 @@
 #include "mma.cuh"
 #include "sparse_args.h"
 #include "sparse_attend.cuh"
+#include "sparse_keys.cuh"
 #include "sparse_merge.cuh"
 #include "sparse_plan.cuh"
 #include "sparse_queries.cuh"
@@ -57,6 +58,9 @@ struct Config {
     };
     uint32_t bins[kBins];
     int32_t list[kListed];
+    // Logs of sums of 2^term (sparse_keys.cuh) by head: over each warp's blocks, over the row.
+    float warp_logs[kWarps][Score::kHeads];
+    alignas(16) float head_logs[Score::kHeads];
   };
   struct NoTeam {};
   struct Shared {
@@ -90,7 +94,7 @@ __device__ const int32_t* choose(const Args& a, const Plan& plan, const RowItem&
     return selection;
   }
   if (attends && part.end_block - part.first_block <= C::kListed) selection = shared.items.list;
-  wait(counters + kScoredWord, scored_items(a, plan, item.seq));
+  wait(counters + kKeyedWord, scored_items(a, plan, item.seq));
   shared.items.topk.select(a.keys + static_cast<int64_t>(row) * a.key_pitch,
                            counters + kHistogramWord, blocks, wanted, part.first_block,
                            part.end_block, selection, shared.items.bins);
@@ -144,6 +148,40 @@ __device__ void do_attend(const Args& a, const Plan& plan, const RowItem& item, 
                                            shared.items.merge, clear);
 }
 
+// Makes the keys of a chunk of a row's blocks, and counts them in the row's histogram.
+template <typename C>
+__device__ void make_keys(const Args& a, const Plan& plan, const RowItem& item, int32_t* counters,
+                          typename C::Shared& shared) {
+  auto& own = shared.items;
+  const int64_t row = item.row(a);
+  wait(counters + kScoredWord, item.pieces);
+  add_logs<C::kWarps>(a.term_logs + row * a.log_pitch * a.term_pitch, item.pieces, a.term_pitch,
+                      a.group, own.head_logs);
+#pragma unroll 1
+  for (int i = threadIdx.x; i < kBins; i += C::kThreads) own.bins[i] = 0;
+  __syncthreads();
+  const int32_t* table = a.block_table + static_cast<int64_t>(item.seq) * a.max_blocks_per_seq;
+  const int blocks = blocks_of(a, plan.kv_len[item.seq]);
+  const int size = plan.score_rounds * C::Score::kPerRound;
+  const int end = min((item.piece + 1) * size, blocks);
+#pragma unroll 1
+  for (int block = item.piece * size + threadIdx.x; block < end; block += C::kThreads) {
+    const int64_t at = row * a.key_pitch + block;
+    const uint32_t key =
+        block_key(a, block, blocks, table[block], a.terms + at * a.term_pitch, own.head_logs);
+    a.keys[at] = key;
+    atomicAdd(&own.bins[bin_of(key)], 1u);
+  }
+  __syncthreads();
+#pragma unroll 1
+  for (int i = threadIdx.x; i < kBins; i += C::kThreads) {
+    // The row's histogram has one line per atomic: keys crowd in neighbouring bins.
+    if (own.bins[i] != 0) {
+      atomicAdd(counters + kHistogramWord + bin_slot(i), static_cast<int>(own.bins[i]));
+    }
+  }
+}
+
 // Does an item; returns the counter that is then to be raised, or null.
 template <typename C>
 __device__ int32_t* do_item(const Args& a, const Plan& plan, int index, typename C::Shared& shared,
@@ -159,6 +197,13 @@ __device__ int32_t* do_item(const Args& a, const Plan& plan, int index, typename
     return row_counters(a, index) + kAppendedWord;
   }
   if (!scores) index -= plan.append_items;
+  if (!scores && index < plan.score_items) {
+    const RowItem item = find_row_item(a, plan.score_end, index);
+    int32_t* counters = row_counters(a, item.row(a));
+    make_keys<C>(a, plan, item, counters, shared);
+    return counters + kKeyedWord;
+  }
+  if (!scores) index -= plan.score_items;
   const RowItem item = find_row_item(a, scores ? plan.score_end : plan.attend_end, index);
   int32_t* counters = row_counters(a, item.row(a));
   const int row_blocks = blocks_of(a, plan.kv_len[item.seq]);
@@ -171,31 +216,23 @@ __device__ int32_t* do_item(const Args& a, const Plan& plan, int index, typename
                                                                  item.kv_head);
   const bool has_queries = scores || (a.roles & kAttend) != 0;
   if (has_queries) queries.load(item.seq, shared.rope, held);
-  if (scores) {
-#pragma unroll 1
-    for (int i = threadIdx.x; i < kBins; i += C::kThreads) shared.items.bins[i] = 0;
-  }
-  uint32_t* keys = a.keys + static_cast<int64_t>(item.row(a)) * a.key_pitch;
+  const int row = item.row(a);
   score.score(
       shared.staged(),
       [&] {
         if (has_queries) queries.stage(shared.rope, shared.staged());
       },
-      [&](int block, uint32_t key) {
-        keys[block] = key;
-        atomicAdd(&shared.items.bins[bin_of(key)], 1u);
-      });
+      a.terms + (static_cast<int64_t>(row) * a.key_pitch + first_block) * a.term_pitch,
+      shared.items.warp_logs);
   if (!scores) {
     do_attend<C>(a, plan, item, index, counters, shared);
     return nullptr;
   }
   __syncthreads();
-#pragma unroll 1
-  for (int i = threadIdx.x; i < kBins; i += C::kThreads) {
-    // The row's histogram has one line per atomic: keys crowd in neighbouring bins.
-    if (shared.items.bins[i] != 0) {
-      atomicAdd(counters + kHistogramWord + bin_slot(i), static_cast<int>(shared.items.bins[i]));
-    }
+  if (threadIdx.x < a.term_pitch) {
+    const int64_t at = static_cast<int64_t>(row) * a.log_pitch + item.piece;
+    a.term_logs[at * a.term_pitch + threadIdx.x] =
+        add_warp_logs(shared.items.warp_logs, static_cast<int>(threadIdx.x));
   }
   return counters + kScoredWord;
 }

@@ -1,7 +1,8 @@
 // Which work there is in a launch. Every thread block derives the same plan from the lengths.
 //
-// Items in order: score (by row, then chunk of blocks), append (by row), attend (by row, then part
-// of the selection; where blocks are only selected, one item per row that writes the selection).
+// Items in order: score (by row, then chunk of blocks), append (by row), key (of the same chunks),
+// attend (by row, then part of the selection; where blocks are only selected, one item per row that
+// writes the selection).
 // Rows are scored one after another, so that the first stand when thread blocks begin to attend.
 #pragma once
 
@@ -23,11 +24,11 @@ struct Plan {
   int score_end[kMaxBatch];   // score items of the sequences up to and including this one
   int attend_end[kMaxBatch];  // the same of attend items
   int score_rounds;           // per score item
-  int score_items;
+  int score_items;            // and as many that make keys
   int append_items;
   int attend_items;
 
-  __device__ int items() const { return score_items + append_items + attend_items; }
+  __device__ int items() const { return 2 * score_items + append_items + attend_items; }
 };
 
 __device__ inline int warp_sum(int value) {
@@ -55,6 +56,11 @@ __device__ __forceinline__ int blocks_of(const Args& a, int kv_len) {
 // Whether an entry of the block table can be read.
 __device__ __forceinline__ bool is_pool_block(const Args& a, int entry) {
   return entry >= 0 && entry < a.num_blocks;
+}
+
+// Whether a block of a row of `blocks` is in every selection.
+__device__ __forceinline__ bool is_forced(const Args& a, int block, int blocks) {
+  return block < a.sink_blocks || block >= blocks - a.local_blocks;
 }
 
 // The pool's row of a block's first key, and how many rows behind a key its value is.

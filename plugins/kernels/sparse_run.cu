@@ -65,7 +65,13 @@ Sizes carve(Args& args, void* workspace, void* counters) {
   args.group = args.q_heads / args.kv_heads;
   args.block_shift = args.block_size == 16 ? 4 : args.block_size == 32 ? 5 : 6;
   args.key_pitch = (args.max_blocks_per_seq + 3) / 4 * 4;
-  scratch.take(args.keys, selects ? rows * args.key_pitch : 0);
+  args.term_pitch = (args.group + 3) / 4 * 4;
+  args.log_pitch = (args.max_blocks_per_seq + kMinScored - 1) / kMinScored;
+  if (selects) {
+    scratch.take(args.terms, rows * args.key_pitch * args.term_pitch);
+    scratch.take(args.term_logs, rows * args.log_pitch * args.term_pitch);
+    scratch.take(args.keys, rows * args.key_pitch);
+  }
   if ((args.roles & kAttend) != 0) {
     if (selects) {
       args.max_selected = static_cast<int32_t>(max_selection(args));
@@ -95,7 +101,7 @@ int32_t check(const Args& args) {
       (args.max_blocks_per_seq < 1 || args.num_blocks < 1 || args.max_selected < 0)) {
     return TRT_RESA_BAD_EXTENT;
   }
-  if ((args.roles & kAttend) != 0 && !(args.score_scale > 0.0f)) return TRT_RESA_BAD_SCALE;
+  if (!(args.score_scale > 0.0f)) return TRT_RESA_BAD_SCALE;
   return args.batch_size > 0 && (args.roles & kSelect) != 0 ? check_selection(args) : TRT_RESA_OK;
 }
 

@@ -1,8 +1,8 @@
-// Scoring blocks from their summaries.
+// Scoring blocks from their summaries: the terms that scores are made of (sparse_keys.cuh).
 //
-// With c and r half the sum and half the difference of a block's extremes, the score of a block is
-// the mean over the group's queries q of c . q + sqrt(sum over d of (r_d q_d)^2): where the block's
-// keys lie about their centre, how far the best of them may stand out for that query. Products are
+// With c and r half the sum and half the difference of a block's extremes, the term of a block for
+// a query head q is (c . q + sqrt(sum over d of (r_d q_d)^2)) * softmax_scale * log2(e): where the
+// block's keys lie about their centre, and how far the best of them may stand out. Products are
 // taken on tensor cores, with the minima and the maxima of eight blocks as rows and the queries as
 // columns, and once more with the squared differences and the squared queries, both rounded to the
 // model's type: that is an error of at most 2^-11 of the root for float16 and 2^-8 for bfloat16.
@@ -14,7 +14,6 @@
 #include "pool.cuh"
 #include "sparse_args.h"
 #include "sparse_plan.cuh"
-#include "sparse_topk.cuh"
 #include "vec.h"
 
 namespace trt_resa {
@@ -45,6 +44,7 @@ template <int kHeadDim_, int kHeadTiles_, int kWarps_, int kRingBudget>
 struct ScoreShape {
   static constexpr int kHeadDim = kHeadDim_;
   static constexpr int kHeadTiles = kHeadTiles_;  // of 8 queries
+  static constexpr int kHeads = 8 * kHeadTiles;
   static constexpr int kWarps = kWarps_;
   static constexpr int kPerWarp = 8;  // blocks per round
   static constexpr int kPerRound = kPerWarp * kWarps;
@@ -107,28 +107,33 @@ class ScoreItem {
   __device__ ScoreItem(const Args& a, const ScoreRange& range, void* ring)
       : a_(a),
         rounds_(range.rounds),
-        end_(range.end),
         scored_end_(min(range.end, range.blocks - a.local_blocks)),
         table_(a.block_table + static_cast<int64_t>(range.seq) * a.max_blocks_per_seq) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    first_ = range.begin + warp * rounds_ * Shape::kPerWarp;
+    first_ = range.begin + own_first();
     summaries_ = pool<const T>(a.summary, a.append.indirect) + range.kv_head * 2 * kHeadDim +
                  lane % 4 * kVecSize;
     ring_ = static_cast<char*>(ring) + (warp * Shape::kStageVecs * 2 * 32 + lane) * 16;
     next_entries_ = rounds_ > 0 ? look_up(first_) : -1;
   }
 
-  // Calls `keep` with each block and its key. `stage` is called when the first copies are under
-  // way: after it the group's queries are in shared memory at `queries`.
-  template <typename Stage, typename Keep>
-  __device__ void score(const T* queries, Stage&& stage, Keep&& keep) {
+  // Writes the terms of block i of the range to `terms` [i, term_pitch], and what each warp's blocks
+  // weigh for each head, the log of the sum of 2^term, to `warp_logs` in shared memory. `stage` is
+  // called when the first copies are under way: after it the group's queries are in shared memory
+  // at `queries`.
+  template <typename Stage>
+  __device__ void score(const T* queries, Stage&& stage, float* terms,
+                        float (&warp_logs)[Shape::kWarps][Shape::kHeads]) {
 #pragma unroll 1
     for (int i = 0; i < Shape::kStages - 1; ++i) start(i);
     stage();
     if (rounds_ == 0) return;
     ScoreQueries<T, Shape> q;
     q.load(queries, a_.group);
-    const float scale = 0.5f / static_cast<float>(a_.group);
+    const int lane = static_cast<int>(threadIdx.x) % 32, head = lane % 4 * 2;
+    const float scale = 0.5f * a_.score_scale;
+    SoftmaxState weights[Shape::kHeadTiles][2];
+    terms += (own_first() + lane / 4) * a_.term_pitch + head;
 #pragma unroll 1
     for (int round = 0; round < rounds_; ++round) {
       float ends[Shape::kHeadTiles][4] = {};  // products with the minima, and with the maxima
@@ -140,26 +145,46 @@ class ScoreItem {
         multiply(i, part, q, ends, spread);
         start(i + Shape::kStages - 1);
       }
-      float sum = 0.0f;
+      const int block = first_ + round * Shape::kPerWarp + lane / 4;
+      const bool weighs = is_scored(block) && (readable_ >> round % 32 & 1) != 0;
 #pragma unroll
       for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
+        float both[2];
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-          sum += ends[tile][j] + ends[tile][j + 2] +
-                 __fsqrt_rn(spread[tile][j]) / (kSquareScale<T> * kSquareScale<T>);
+          both[j] = (ends[tile][j] + ends[tile][j + 2] +
+                     __fsqrt_rn(spread[tile][j]) / (kSquareScale<T> * kSquareScale<T>)) *
+                    scale;
+          softmax_add(weights[tile][j], weighs ? both[j] : kNoScore);
+        }
+        if (weighs && head + tile * 8 < a_.term_pitch) {
+          *reinterpret_cast<float2*>(terms + tile * 8) = make_float2(both[0], both[1]);
         }
       }
-      sum += __shfl_xor_sync(append::kAllLanes, sum, 1);
-      sum += __shfl_xor_sync(append::kAllLanes, sum, 2);
-      finish(round, sum * scale, keep);
+      terms += Shape::kPerWarp * a_.term_pitch;
+    }
+#pragma unroll
+    for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
+#pragma unroll
+      for (int j = 0; j < 2; ++j) {
+        SoftmaxState& all = weights[tile][j];
+#pragma unroll
+        for (int mask = 4; mask < 32; mask *= 2) {
+          const SoftmaxState other{__shfl_xor_sync(append::kAllLanes, all.max, mask),
+                                   __shfl_xor_sync(append::kAllLanes, all.sum, mask)};
+          all = softmax_merge(all, other).state;
+        }
+        if (lane < 4) warp_logs[threadIdx.x / 32][tile * 8 + head + j] = softmax_log(all);
+      }
     }
   }
 
  private:
-  __device__ char* stage(int i) const { return ring_ + i % Shape::kStages * Shape::kStageBytes; }
-  __device__ int block_of(int round) const {
-    return first_ + round * Shape::kPerWarp + static_cast<int>(threadIdx.x) % 32 / 4;
+  // The warp's first block, from the range's first one on.
+  __device__ int own_first() const {
+    return static_cast<int>(threadIdx.x) / 32 * rounds_ * Shape::kPerWarp;
   }
+  __device__ char* stage(int i) const { return ring_ + i % Shape::kStages * Shape::kStageBytes; }
 
   // Blocks that are forced are not read: the append may be rewriting the last one's summary.
   __device__ bool is_scored(int block) const {
@@ -236,20 +261,9 @@ class ScoreItem {
     }
   }
 
-  template <typename Keep>
-  __device__ void finish(int round, float score, Keep&& keep) {
-    const int block = block_of(round);
-    if (threadIdx.x % 4 != 0 || block >= end_) return;
-    const uint32_t key = !is_scored(block)                    ? kForcedKey
-                         : (readable_ >> round % 32 & 1) == 0 ? 0u
-                                                              : ordered_key(score);
-    keep(block, key);
-  }
-
   const Args& a_;
   int rounds_;
-  int end_;
-  int scored_end_;         // blocks from here on are forced
+  int scored_end_;         // blocks from here on are forced, or beyond the range
   int first_;              // block of the warp
   const int32_t* table_;   // of the sequence
   const T* summaries_;     // of the KV head, at this lane's first column

@@ -4,8 +4,8 @@
 // exchange through one another's shared memory: nothing waits for a counter in global memory, no
 // key or selection leaves the multiprocessors, and half of them keep the memory busy.
 //
-// A thread block scores its own share of the row's blocks and keeps their keys. The team finds the
-// last interval of the top-k (sparse_topk.cuh) from histograms that each sends and all add up,
+// A thread block scores its own share of the row's blocks, and keeps their keys when all have sent
+// one another what their blocks weigh for each head. The team finds the last interval of the top-k (sparse_topk.cuh) from histograms that each sends and all add up,
 // from which every thread block also knows how much of the selection is whose. Each attends to what
 // it has selected itself, up to its quota, an equal share of the selection; what is above goes
 // to those that are below theirs, in a fixed order. Results are merged by columns.
@@ -16,6 +16,7 @@
 #include "mma.cuh"
 #include "sparse_args.h"
 #include "sparse_attend.cuh"
+#include "sparse_keys.cuh"
 #include "sparse_plan.cuh"
 #include "sparse_queries.cuh"
 #include "sparse_scores.cuh"
@@ -81,6 +82,7 @@ class Team {
   // Before anything else.
   __device__ void start() {
     if (threadIdx.x == 0) {
+      cluster::make_barrier(s_.weighed, 1);
       cluster::make_barrier(s_.counted[0], 1);
       cluster::make_barrier(s_.counted[1], 1);
       cluster::make_barrier(s_.handed_on, 1);
@@ -143,18 +145,24 @@ class Team {
         cp_async_4(shared_address(s_.pool_blocks + i), pool_blocks + i);
       }
     }
+    float* terms = terms_of(own);
     score.score(
         staged,
         [&] {
           if (scores || attends) queries.stage(rope, staged);
         },
-        [&](int block, uint32_t key) {
-          s_.keys[block - row_.begin] = key;
-          search.count(key);
-        });
+        terms, s_.warp_logs);
     cp_async_wait<0>();
     cluster::wait();
     if (scores) {
+      exchange_logs();
+#pragma unroll 1
+      for (int i = threadIdx.x; i < own; i += kThreads) {
+        const uint32_t key = block_key(a_, row_.begin + i, row_.blocks, s_.pool_blocks[i],
+                                       terms + i * a_.term_pitch, s_.head_logs);
+        s_.keys[i] = key;
+        search.count(key);
+      }
       const Interval interval = search.find_interval(own, row_.wanted, [&](const Interval& first) {
         if (prefetches()) prefetch_certain(first.last);
       });
@@ -165,6 +173,31 @@ class Team {
     }
     __syncthreads();
     if (attends) attend_and_merge(staged);
+  }
+
+  // Where the terms of `own` blocks go.
+  __device__ float* terms_of(int own) const {
+    if (own * a_.term_pitch <= Shared::kHeldTerms) return s_.held_terms();
+    const int64_t row = static_cast<int64_t>(row_.seq) * a_.kv_heads + row_.kv_head;
+    return a_.terms + (row * a_.key_pitch + row_.begin) * a_.term_pitch;
+  }
+
+  // Makes the row's head_logs from everybody's warp_logs. Begins and ends with a barrier.
+  __device__ void exchange_logs() {
+    constexpr int kHeads = Score::kHeads;
+    static_assert(kMaxTeam * kHeads <= kThreads);
+    __syncthreads();
+    const int head = static_cast<int>(threadIdx.x) % kHeads;
+    const int to = static_cast<int>(threadIdx.x) / kHeads;
+    if (threadIdx.x == 0) {
+      cluster::arrive_expecting(s_.weighed, size_ * kHeads * static_cast<int>(sizeof(float)));
+    }
+    if (to < size_) {
+      cluster::send(&s_.rank_logs[rank_][head], add_warp_logs(s_.warp_logs, head), s_.weighed, to);
+    }
+    cluster::wait_for(s_.weighed, 0);
+    add_logs<kWarps>(s_.rank_logs[0], size_, kHeads, a_.group, s_.head_logs);
+    __syncthreads();
   }
 
   // The first of `count` things that are a rank's.

@@ -48,6 +48,11 @@ struct TeamShared {
   int32_t pool_blocks[kTeamBlocks];
   int32_t entries[kTeamSelected];  // what is attended to
   TeamCounts counts[2][kMaxTeam];  // everybody's; rounds take turns
+  // Logs of sums of 2^term (sparse_keys.cuh) by head: over each warp's blocks, over each rank's,
+  // over the row.
+  float warp_logs[Score::kWarps][Score::kHeads];
+  float rank_logs[kMaxTeam][Score::kHeads];
+  alignas(16) float head_logs[Score::kHeads];
   int2 sums[kTeamBins / 2];        // over all ranks, from the largest keys on
   // Of each rank: its keys above the last interval, and inside; the own blocks that it attends to;
   // and, up to and including it, how many are taken over.
@@ -59,9 +64,14 @@ struct TeamShared {
   // Everybody's results for this one's columns, [ranks, columns of a rank].
   alignas(16) float4 parts[Shape::kColumns + kMaxTeam];
   float2 states[Shape::kColumns + kMaxTeam];
-  uint64_t counted[2];  // barriers
+  uint64_t weighed;  // barriers
+  uint64_t counted[2];
   uint64_t handed_on;
   uint64_t merged;
+
+  // The own blocks' terms, while they are few: where the second round's counts come later.
+  __device__ float* held_terms() { return reinterpret_cast<float*>(counts[1]); }
+  static constexpr int kHeldTerms = static_cast<int>(kMaxTeam * sizeof(TeamCounts) / sizeof(float));
 };
 
 // What of a row is a thread block's own.

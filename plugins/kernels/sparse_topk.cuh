@@ -1,41 +1,29 @@
 // The exact top-k of one row's keys by one thread block, in ascending order of blocks.
 //
-// A key is a score as an unsigned integer of the same order. An interval of keys is known to hold
+// An interval of keys is known to hold
 // the k-th largest: keys above it are in, keys below are out. It starts as the bin of the row's
-// histogram, which the scoring thread blocks have counted, and shrinks by a factor of kBins with
+// histogram, which whoever makes keys has counted, and shrinks by a factor of kBins with
 // each histogram of what lies inside, until all of the inside is taken or only equal keys are left,
 // of which the first blocks are taken. The result is a function of the keys alone.
 #pragma once
 
 #include "mma.cuh"
 #include "sparse_args.h"
+#include "sparse_keys.cuh"
 #include "sparse_plan.cuh"
 
 namespace trt_resa {
 namespace sparse {
 
-constexpr uint32_t kForcedKey = 0xfffffffeu;  // one key is above it, see TopK::write
-constexpr uint32_t kNanKey = 0xfffffffdu;     // NaN comes before every number, as in torch.sort
-
-__device__ __forceinline__ uint32_t ordered_key(float score) {
-  if (isnan(score)) return kNanKey;
-  const uint32_t bits = __float_as_uint(score + 0.0f);  // -0 becomes +0
-  return bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
-}
-
-// Bins of the first histogram: 64 per power of two for 2 <= |score| < 2^9, the outermost and the
-// innermost ones for the rest. Which scores share a bin changes the time only.
-constexpr int kBinShift = 17;
-constexpr int kHalfBins = kBins / 2;
-constexpr uint32_t kFirstBin = ((127u + 1u) << 23) >> kBinShift;
-static_assert(kHalfBins == 8 * 64);
+// Bins of the first histogram: 16 per unit for scores from -60 on, up to the log of kMaxGroup. What
+// is below is in the first one, forced blocks and NaN are in the last. Which keys share a bin
+// changes the time only.
+constexpr int kBinShift = kKeyShift - 4;
+constexpr uint32_t kBinsBegin = kZeroKey - (60u << kKeyShift);
+static_assert(kBins == 64 << (kKeyShift - kBinShift));
 
 __device__ __forceinline__ int bin_of(uint32_t key) {
-  const bool positive = (key >> 31) != 0;
-  const uint32_t magnitude = (positive ? key ^ 0x80000000u : ~key & 0x7fffffffu) >> kBinShift;
-  const int step =
-      magnitude <= kFirstBin ? 0 : min(static_cast<int>(magnitude - kFirstBin), kHalfBins - 1);
-  return positive ? kHalfBins + step : kHalfBins - 1 - step;
+  return key < kBinsBegin ? 0 : min(static_cast<int>((key - kBinsBegin) >> kBinShift), kBins - 1);
 }
 
 // Where a bin lies in the row's histogram: neighbours in different lines of 128 bytes, since
@@ -61,14 +49,11 @@ struct Interval {
 };
 
 __device__ inline Interval interval_of_bin(int bin) {
-  const int step = bin >= kHalfBins ? bin - kHalfBins : kHalfBins - 1 - bin;
-  // Magnitudes [begin, end] of this step.
-  const uint32_t begin = step == 0 ? 0u : (kFirstBin + step) << kBinShift;
-  const uint32_t end =
-      step == kHalfBins - 1 ? 0x7fffffffu : ((kFirstBin + step + 1) << kBinShift) - 1;
   Interval interval;
-  interval.first = bin >= kHalfBins ? begin | 0x80000000u : ~end & 0x7fffffffu;
-  interval.last = bin >= kHalfBins ? end | 0x80000000u : ~begin & 0x7fffffffu;
+  interval.first = bin == 0 ? 0u : kBinsBegin + (static_cast<uint32_t>(bin) << kBinShift);
+  interval.last = bin == kBins - 1
+                      ? 0xffffffffu
+                      : kBinsBegin + (static_cast<uint32_t>(bin + 1) << kBinShift) - 1;
   return interval;
 }
 

@@ -111,12 +111,15 @@ def make_cache(
     return Cache(q, kv, summary, torch.tensor(kv_lens, dtype=torch.int32).to(device), table)
 
 
-#: Relative error of the root in a score: its squares are rounded to the type.
+#: Relative error of the root in a term: its squares are rounded to the type.
 ROOT_ERROR = {torch.float16: 2**-11, torch.bfloat16: 2**-8}
+#: Of what scores add to terms: sums in fp32, logarithms of some tens, keys in steps of 2^-21.
+SCORE_ERROR = 1e-5
 
 
-def scores(cache: Cache, seq: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores of a sequence's blocks [kv_heads, blocks] in double, and their largest errors."""
+def scores(cache: Cache, seq: int, settings: Selecting) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores of a sequence's blocks [kv_heads, blocks], as logarithms in double, and their largest
+    errors. NaN where a block is forced."""
     blocks = math.ceil(int(cache.kv_lens[seq]) / cache.block_size)
     summary = cache.summary[cache.block_table[seq, :blocks].long()].double()
     kv_heads, head_dim = cache.kv.shape[2], cache.q.shape[2]
@@ -125,13 +128,20 @@ def scores(cache: Cache, seq: int) -> tuple[torch.Tensor, torch.Tensor]:
     ends = q * (low + high) / 2
     root = (q * (high - low) / 2).square().sum(-1).sqrt()
     magnitude = (q.abs() * (low.abs() + high.abs()) / 2).sum(-1)
-    error = 1e-5 * magnitude + ROOT_ERROR[cache.q.dtype] * root
-    return (ends.sum(-1) + root).mean(1), error.mean(1)
+    scale = head_dim**-0.5
+    error = (1e-5 * magnitude + ROOT_ERROR[cache.q.dtype] * root) * scale
+    terms = (ends.sum(-1) + root) * scale
+    terms[:, :, : settings.sink_blocks] = math.nan
+    terms[:, :, max(blocks - settings.local_blocks, 0) :] = math.nan
+    missing = terms.isnan()
+    of_heads = terms.masked_fill(missing, -math.inf).logsumexp(2, keepdim=True)
+    most = error.masked_fill(missing, 0).amax(2, keepdim=True)
+    return (terms - of_heads).logsumexp(1), (error + most).amax(1) + SCORE_ERROR
 
 
 def ranking(cache: Cache, seq: int, settings: Selecting) -> torch.Tensor:
     """All blocks of each KV head from the first chosen to the last [kv_heads, blocks]."""
-    ranked = scores(cache, seq)[0].clone()
+    ranked = scores(cache, seq, settings)[0]
     blocks = ranked.shape[1]
     ranked[:, : settings.sink_blocks] = math.inf
     ranked[:, max(blocks - settings.local_blocks, 0) :] = math.inf
@@ -205,6 +215,7 @@ def select_params(
         workspace=None,
         counters=None,
         max_selected=out.blocks.shape[2],
+        softmax_scale=1 / math.sqrt(cache.q.shape[2]),
         **cache.extents(),
         **dataclasses.asdict(settings),
     )

@@ -33,7 +33,7 @@ def check(cache: Cache, settings: Selecting, actual: Selection, exact: bool = Fa
         if kv_len == 0:
             continue
         order = ranking(cache, seq, settings)
-        score, error = scores(cache, seq)
+        score, error = scores(cache, seq, settings)
         for head in range(cache.kv.shape[2]):
             got = actual.of(seq, head)
             wanted = order[head, :count].sort().values
@@ -119,14 +119,14 @@ def test_all_blocks_equal(library, value):
 @pytest.mark.parametrize("exponent", [-24, -8, -3, 0, 5, 12])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_scores_of_every_size(library, exponent, sign):
-    """One element per score: exact, and in every region of the histogram."""
+    """One element per term: exact but where logarithms hide it; all bins of the histogram."""
     cache = make_cache([16 * 9000], q_heads=2, head_dim=64)
     cache.q.zero_()
     cache.q[..., 5] = sign
     generator = torch.Generator("cuda").manual_seed(exponent)
     steps = torch.randint(1, 2048, cache.summary.shape[:2], generator=generator, device="cuda")
     cache.summary[..., 5] = (steps * 2.0 ** (exponent - 10)).half()[..., None]
-    run(library, cache, Selecting(), exact=True)
+    run(library, cache, Selecting(), exact=exponent >= -3)
 
 
 def test_mixed_signs(library):

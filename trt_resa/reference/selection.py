@@ -8,19 +8,24 @@ from trt_resa.blocks import attended_blocks, num_blocks
 from trt_resa.config import SparseAttentionConfig
 
 
-def scores(q: torch.Tensor, summary: torch.Tensor) -> torch.Tensor:
-    """How large q.k may be over each block, the mean over the queries of each group.
+def scores(q: torch.Tensor, summary: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
+    """How much of its heads' attention each block may get, as a logarithm: [B, kv_heads, N], fp32.
 
-    q [B, q_heads, head_dim] post-RoPE; summary [B, N, kv_heads, 2, head_dim]. Returns fp32
-    [B, kv_heads, N]: the mean of c.q + sqrt(sum over d of (r_d q_d)^2), with c and r half the sum
-    and half the difference of the block's largest and smallest keys.
+    q [B, q_heads, head_dim] post-RoPE; summary [B, N, kv_heads, 2, head_dim]; scored [B, N] bool,
+    the blocks that compete. With c and r half the sum and half the difference of a block's largest
+    and smallest keys, c.q + sqrt(sum over d of (r_d q_d)^2) stands for the largest q.k in it. The
+    score is the sum, over the group's queries, of its softmax over the scored blocks. What is NaN
+    is left out of the sums of other blocks.
     """
     batch, _, kv_heads, _, head_dim = summary.shape
     queries = q.float().view(batch, kv_heads, -1, head_dim)
     low, high = summary.float().unbind(dim=3)
     centre = torch.einsum("bhgd,bnhd->bhgn", queries, (high + low) / 2)
     spread = torch.einsum("bhgd,bnhd->bhgn", queries**2, ((high - low) / 2) ** 2)
-    return (centre + spread.sqrt()).mean(dim=2)
+    terms = (centre + spread.sqrt()) * head_dim**-0.5
+    left_out = terms.isnan() | ~scored[:, None, None]
+    all_of_head = terms.masked_fill(left_out, -torch.inf).logsumexp(dim=-1, keepdim=True)
+    return (terms - all_of_head).logsumexp(dim=2)
 
 
 def all_blocks(lengths: list[int], kv_heads: int, device: torch.device) -> torch.Tensor:
@@ -49,11 +54,13 @@ def select(
     if counts == lengths:
         return all_blocks(lengths, heads, q.device)
     table = block_table[:, :width].clamp(min=0).long()
-    ranked = scores(q, summary[table])
-    for row, length in enumerate(lengths):
-        ranked[row, :, length:] = -torch.inf
-        ranked[row, :, : min(config.sink_blocks, length)] = torch.inf
-        ranked[row, :, max(0, length - config.local_blocks) : length] = torch.inf
+    places = torch.arange(width, device=q.device)
+    ends = torch.tensor(lengths, device=q.device)[:, None]
+    exists = places < ends
+    scored = (places >= config.sink_blocks) & (places < ends - config.local_blocks)
+    ranked = scores(q, summary[table], scored)
+    ranked = ranked.masked_fill((exists & ~scored)[:, None], torch.inf)
+    ranked = ranked.masked_fill(~exists[:, None], -torch.inf)
     order = ranked.sort(dim=-1, descending=True, stable=True).indices[..., :widest]
     limit = torch.tensor(counts, device=q.device)[:, None, None]
     outside = torch.arange(widest, device=q.device) >= limit

@@ -12,9 +12,11 @@ extern "C" {
  * named by `dtype`.
  *
  * Row b of q belongs to sequence b. With c and r half the sum and half the difference of a block's
- * max and min, its score for a KV head is the mean over the group's queries of
- * c . q + sqrt(sum over d of (r_d q_d)^2), in fp32, but for max - min and the squares, which are
- * rounded to `model`. The selection of a sequence of n blocks holds its last local_blocks, its
+ * max and min, the term of a block for a query is c . q + sqrt(sum over d of (r_d q_d)^2), times
+ * softmax_scale, in fp32, but for max - min and the squares, which are rounded to `model`. A
+ * block's score for a KV head is the sum, over the group's queries, of the softmax of the terms over
+ * the sequence's blocks, those aside that every selection holds; as a logarithm, so that none
+ * vanishes. A term that is NaN is left out of the sums of other blocks. The selection of a sequence of n blocks holds its last local_blocks, its
  * first sink_blocks and those of the highest scores, trt_resa_num_selected(n, keep_ratio,
  * min_blocks) in all; of equal scores the lower block comes first, and NaN comes before every
  * number. A sequence of at most dense_below tokens selects all of its blocks. Sequences whose
@@ -49,7 +51,8 @@ typedef struct trt_resa_block_select_params {
   int32_t dense_below;
   int32_t dtype; /* enum trt_resa_dtype */
   /* scalars */
-  double keep_ratio; /* above 0, at most 1 */
+  float softmax_scale; /* positive: factor of the terms, 1 / sqrt(D) as a rule */
+  double keep_ratio;   /* above 0, at most 1 */
 } trt_resa_block_select_params;
 
 TRT_RESA_API size_t trt_resa_sizeof_block_select_params(void);

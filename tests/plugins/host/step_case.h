@@ -2,8 +2,8 @@
 // block that does the items of several in their order, or by the thread blocks of a cluster in
 // turn.
 //
-// Where blocks are chosen, keys and queries are small integers and are not rotated: what scores are
-// made of is exact then, roots aside, and equal blocks tie.
+// Where blocks are chosen, keys and queries are small integers and are not rotated: the products
+// that scores are made of are exact then.
 #pragma once
 
 #include "device_on_host.h"
@@ -369,9 +369,12 @@ class Case {
     std::vector<int> order(blocks);
     std::iota(order.begin(), order.end(), 0);
     if (kv_lens_[seq] <= s_.dense_below) return order;
+    const int end = blocks - s_.local_blocks;
     std::vector<double> scores(blocks);
-    for (int block = 0; block < blocks; ++block) {
-      for (const auto& query : queries) {
+    for (const auto& query : queries) {
+      std::vector<double> weights(blocks);
+      double all = 0;
+      for (int block = s_.sink_blocks; block < end; ++block) {
         double centre = 0, spread = 0;
         for (int d = 0; d < kHeadDim; ++d) {
           const double low = static_cast<float>(*summary(seq, block, kv_head, 0, d));
@@ -379,13 +382,25 @@ class Case {
           centre += query[d] * (low + high) / 2;
           spread += std::pow(query[d] * (high - low) / 2, 2);
         }
-        scores[block] += centre + std::sqrt(spread);
+        const double term = (centre + std::sqrt(spread)) / std::sqrt(static_cast<double>(kHeadDim));
+        all += weights[block] = std::exp(term);
       }
-      if (block < s_.sink_blocks || block >= blocks - s_.local_blocks) scores[block] = INFINITY;
+      for (int block = 0; block < blocks; ++block) scores[block] += weights[block] / all;
+    }
+    for (int block = 0; block < blocks; ++block) {
+      if (block < s_.sink_blocks || block >= end) scores[block] = INFINITY;
     }
     std::stable_sort(order.begin(), order.end(),
                      [&](int x, int y) { return scores[x] > scores[y]; });
-    order.resize(num_selected(blocks, s_.keep_ratio, s_.min_blocks));
+    const int wanted = num_selected(blocks, s_.keep_ratio, s_.min_blocks);
+    if (wanted < blocks) {
+      const double last = scores[order[wanted - 1]], next = scores[order[wanted]];
+      if (last != next && last < next * (1 + 1e-5)) {
+        std::puts("two blocks are too close to one another: take another seed");
+        return {};
+      }
+    }
+    order.resize(wanted);
     std::sort(order.begin(), order.end());
     return order;
   }
