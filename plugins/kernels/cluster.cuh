@@ -89,12 +89,6 @@ __device__ inline void send(const int32_t* target, int32_t value, const uint64_t
                "r"(value), "r"(address_at(&barrier, rank))
                : "memory");
 }
-__device__ inline void send(const float* target, float value, const uint64_t& barrier, int rank) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
-                   address_at(target, rank)),
-               "r"(__float_as_uint(value)), "r"(address_at(&barrier, rank))
-               : "memory");
-}
 __device__ inline void send(const float2* target, const float2& value, const uint64_t& barrier,
                             int rank) {
   asm volatile(

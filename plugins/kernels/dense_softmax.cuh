@@ -6,12 +6,6 @@
 namespace trt_resa {
 namespace dense {
 
-__device__ inline float exp2_approx(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
-  return y;
-}
-
 // A quad of lanes holds two rows; lane q of it the columns 8 * i + 2 * q and the next: element
 // 4 * i + {0, 1} of row 0 and 4 * i + {2, 3} of row 1. The maximum is that of the raw scores and
 // the same in the whole quad, the sum is the lane's own part. A row that has seen nothing has the

@@ -1,6 +1,6 @@
 // The state of an online softmax in base 2, and the merge of results over parts of the keys.
 //
-// Scores enter as s = (q . k) * log2(e) / sqrt(head_dim), so that exp2f is the only exponential.
+// Scores enter as s = (q . k) * log2(e) / sqrt(head_dim), so that 2^x is the only exponential.
 // After some keys a query row has
 //   max = the largest s,   sum = sum of 2^(s - max),   accumulator[d] = sum of 2^(s - max) * v[d],
 // all in fp32, and its result is accumulator / sum.
@@ -18,12 +18,41 @@ namespace trt_resa {
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kNoScore = -__builtin_huge_valf();  // the score of a masked key
 
+// One instruction each; what is below 2^-126 counts as 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+__device__ __forceinline__ float log2_approx(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return log2f(x);
+#endif
+}
+__device__ __forceinline__ float sqrt_approx(float x) {
+#ifdef __CUDA_ARCH__
+  float y;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return sqrtf(x);
+#endif
+}
+
 struct alignas(8) SoftmaxState {
   float max = kNoScore;
   float sum = 0.0f;
 };
 
-// What is subtracted from scores before exp2f: the maximum, or 0 where there is none yet, since
+// What is subtracted from scores before 2^x: the maximum, or 0 where there is none yet, since
 // -inf - -inf would be NaN. Masked keys then weigh 2^-inf = 0.
 __device__ __forceinline__ float softmax_base(float max) {
   return max == kNoScore ? 0.0f : max;
@@ -31,13 +60,13 @@ __device__ __forceinline__ float softmax_base(float max) {
 
 // Factor of a state's sum and accumulator when its maximum rises from `from` to `to`.
 __device__ __forceinline__ float softmax_rescale(float from, float to) {
-  return exp2f(from - softmax_base(to));
+  return exp2_approx(from - softmax_base(to));
 }
 
 // One more score; a masked one or NaN changes nothing.
 __device__ __forceinline__ void softmax_add(SoftmaxState& state, float score) {
   if (!(score > kNoScore)) return;
-  const float weight = exp2f(-fabsf(score - state.max));
+  const float weight = exp2_approx(-fabsf(score - state.max));
   state.sum = score > state.max ? state.sum * weight + 1.0f : state.sum + weight;
   state.max = fmaxf(state.max, score);
 }
@@ -75,7 +104,7 @@ __device__ __forceinline__ SoftmaxState softmax_merge(const SoftmaxState (&state
 
 // The logarithm of the sum of 2^s.
 __device__ __forceinline__ float softmax_log(const SoftmaxState& state) {
-  return state.max + log2f(state.sum);
+  return state.max + log2_approx(state.sum);
 }
 
 // Factor that turns an accumulator into the result.

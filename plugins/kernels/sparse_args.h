@@ -55,8 +55,9 @@ struct Args {
   int32_t* counts;  // to be written, or null
 
   Counters counters;
-  float* terms;     // [rows, key_pitch, term_pitch] of scores
-  float* term_logs; // [rows, log_pitch, term_pitch] logs of the sums over each score item's blocks
+  float* terms;  // [rows, key_pitch, term_pitch] of scores
+  // [rows, sum_pitch, term_pitch] the sums of 2^term over each score item's blocks
+  SoftmaxState* term_sums;
   uint32_t* keys;   // [rows, key_pitch] scores as ordered integers
   SoftmaxPartials partials;
 
@@ -78,7 +79,7 @@ struct Args {
   int32_t dtype;
   int32_t key_pitch;   // blocks
   int32_t term_pitch;  // heads
-  int32_t log_pitch;   // score items
+  int32_t sum_pitch;   // score items
   float score_scale;  // softmax_scale * log2(e)
   double keep_ratio;
 };

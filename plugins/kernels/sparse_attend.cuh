@@ -216,8 +216,8 @@ struct WarpAttention {
         max = fmaxf(max, mine.max);
         rescale[i] = softmax_rescale(mine.max, max);
         const float base = softmax_base(max);
-        s[i] = exp2f(s[i] - base);
-        s[i + 2] = exp2f(s[i + 2] - base);
+        s[i] = exp2_approx(s[i] - base);
+        s[i + 2] = exp2_approx(s[i + 2] - base);
         mine.sum = mine.sum * rescale[i] + s[i] + s[i + 2];
         mine.max = max;
       }

@@ -58,8 +58,8 @@ struct Config {
     };
     uint32_t bins[kBins];
     int32_t list[kListed];
-    // Logs of sums of 2^term (sparse_keys.cuh) by head: over each warp's blocks, over the row.
-    float warp_logs[kWarps][Score::kHeads];
+    // By head (sparse_keys.cuh): the sums over each warp's blocks, and the row's as a log.
+    SoftmaxState of_warps[kWarps][Score::kHeads];
     alignas(16) float head_logs[Score::kHeads];
   };
   struct NoTeam {};
@@ -155,8 +155,8 @@ __device__ void make_keys(const Args& a, const Plan& plan, const RowItem& item, 
   auto& own = shared.items;
   const int64_t row = item.row(a);
   wait(counters + kScoredWord, item.pieces);
-  add_logs<C::kWarps>(a.term_logs + row * a.log_pitch * a.term_pitch, item.pieces, a.term_pitch,
-                      a.group, own.head_logs);
+  make_head_logs<C::kWarps>(a.term_sums + row * a.sum_pitch * a.term_pitch, item.pieces,
+                            a.term_pitch, a.group, own.head_logs);
 #pragma unroll 1
   for (int i = threadIdx.x; i < kBins; i += C::kThreads) own.bins[i] = 0;
   __syncthreads();
@@ -170,7 +170,7 @@ __device__ void make_keys(const Args& a, const Plan& plan, const RowItem& item, 
     const uint32_t key =
         block_key(a, block, blocks, table[block], a.terms + at * a.term_pitch, own.head_logs);
     a.keys[at] = key;
-    atomicAdd(&own.bins[bin_of(key)], 1u);
+    atomicAdd(&own.bins[bin_of(key, bins_begin(blocks))], 1u);
   }
   __syncthreads();
 #pragma unroll 1
@@ -223,16 +223,16 @@ __device__ int32_t* do_item(const Args& a, const Plan& plan, int index, typename
         if (has_queries) queries.stage(shared.rope, shared.staged());
       },
       a.terms + (static_cast<int64_t>(row) * a.key_pitch + first_block) * a.term_pitch,
-      shared.items.warp_logs);
+      shared.items.of_warps);
   if (!scores) {
     do_attend<C>(a, plan, item, index, counters, shared);
     return nullptr;
   }
   __syncthreads();
   if (threadIdx.x < a.term_pitch) {
-    const int64_t at = static_cast<int64_t>(row) * a.log_pitch + item.piece;
-    a.term_logs[at * a.term_pitch + threadIdx.x] =
-        add_warp_logs(shared.items.warp_logs, static_cast<int>(threadIdx.x));
+    const int64_t at = static_cast<int64_t>(row) * a.sum_pitch + item.piece;
+    a.term_sums[at * a.term_pitch + threadIdx.x] =
+        merge_warps(shared.items.of_warps, static_cast<int>(threadIdx.x));
   }
   return counters + kScoredWord;
 }

@@ -1,9 +1,9 @@
 // The keys of blocks, from their heads' terms (sparse_scores.cuh).
 //
-// A block's score is the log, in base 2, of the sum over the group's heads of the head's softmax of
-// its terms over the row's scored blocks: of how much of its heads' attention the block may get. A
-// head's sum over the whole row stands only when all of the row has been scored, by whatever thread
-// blocks; then a key takes its own block's terms alone. Keys order scores in steps of 2^-21.
+// A block's score is the sum, over the group's heads, of the head's softmax of its terms over the
+// row's scored blocks: how much of its heads' attention the block may get. A head's sum over the
+// whole row stands only when all of the row has been scored, by whatever thread blocks; then a key
+// takes its own block's terms alone.
 #pragma once
 
 #include "softmax_state.cuh"
@@ -15,53 +15,56 @@ namespace sparse {
 
 constexpr uint32_t kForcedKey = 0xfffffffeu;  // one key is above it, see TopK::write
 constexpr uint32_t kNanKey = 0xfffffffdu;     // NaN comes before every number, as in torch.sort
-constexpr uint32_t kZeroKey = 0x80000000u;    // of a score of 0
-constexpr int kKeyShift = 21;                 // bits of a key behind the point
 
-// A score beyond 2^1000 or below 2^-1000 counts as that.
+// Of a score that is not negative.
 __device__ __forceinline__ uint32_t ordered_key(float score) {
-  if (isnan(score)) return kNanKey;
-  const float steps = fminf(fmaxf(score, -1000.0f), 1000.0f) * static_cast<float>(1 << kKeyShift);
-  return kZeroKey + static_cast<uint32_t>(__float2int_rn(steps));
+  return isnan(score) ? kNanKey : __float_as_uint(score) + 1;
 }
 
-// The log of the sum of 2^log over a warp.
-__device__ __forceinline__ float warp_log_sum(float log) {
-  float max = log;
+// Merges the states of lanes that differ in the bits from `least` up to 16 of their number.
+__device__ __forceinline__ SoftmaxState merge_lanes(const SoftmaxState& own, int least) {
+  SoftmaxState all = own;
 #pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) {
-    max = fmaxf(max, __shfl_xor_sync(0xffffffffu, max, mask));
+  for (int mask = 16; mask >= least; mask /= 2) {
+    all.max = fmaxf(all.max, __shfl_xor_sync(0xffffffffu, all.max, mask));
   }
-  float sum = exp2f(log - softmax_base(max));
+  all.sum *= exp2_approx(own.max - softmax_base(all.max));
 #pragma unroll
-  for (int mask = 16; mask > 0; mask /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, mask);
-  return softmax_log({max, sum});
+  for (int mask = 16; mask >= least; mask /= 2) {
+    all.sum += __shfl_xor_sync(0xffffffffu, all.sum, mask);
+  }
+  return all;
 }
 
-// The same of what each warp has, for one head.
+// The sum of what all warps have, for one head.
 template <int kWarps, int kHeads>
-__device__ float add_warp_logs(const float (&warp_logs)[kWarps][kHeads], int head) {
+__device__ SoftmaxState merge_warps(const SoftmaxState (&of_warps)[kWarps][kHeads], int head) {
   SoftmaxState all;
 #pragma unroll
-  for (int warp = 0; warp < kWarps; ++warp) softmax_add(all, warp_logs[warp][head]);
-  return softmax_log(all);
+  for (int warp = 0; warp < kWarps; ++warp) all.max = fmaxf(all.max, of_warps[warp][head].max);
+#pragma unroll
+  for (int warp = 0; warp < kWarps; ++warp) {
+    const SoftmaxState& own = of_warps[warp][head];
+    all.sum += own.sum * exp2_approx(own.max - softmax_base(all.max));
+  }
+  return all;
 }
 
-// The log of each head's sum over the row to `head_logs` in shared memory: of `count` logs of it
-// for head h, the i-th is logs[i * pitch + h]. Heads that the group does not have get +inf, so that
-// they share in nothing. A barrier must follow.
+// The log of each head's sum over the row to `head_logs` in shared memory: of `count` states of it
+// for head h, the i-th is states[i * pitch + h]. Heads that the group does not have get +inf, so
+// that they share in nothing. A barrier must follow.
 template <int kWarps, int kHeads>
-__device__ void add_logs(const float* logs, int count, int pitch, int group,
-                         float (&head_logs)[kHeads]) {
+__device__ void make_head_logs(const SoftmaxState* states, int count, int pitch, int group,
+                               float (&head_logs)[kHeads]) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
 #pragma unroll 1
   for (int head = static_cast<int>(threadIdx.x) / 32; head < kHeads; head += kWarps) {
     SoftmaxState own;
-    if (head < group) {
 #pragma unroll 1
-      for (int i = lane; i < count; i += 32) softmax_add(own, logs[i * pitch + head]);
+    for (int i = lane; i < count && head < group; i += 32) {
+      own = softmax_merge(own, states[i * pitch + head]).state;
     }
-    const float all = warp_log_sum(softmax_log(own));
+    const float all = softmax_log(merge_lanes(own, 1));
     if (lane == 0) head_logs[head] = head < group ? all : -kNoScore;
   }
 }
@@ -73,24 +76,16 @@ __device__ uint32_t block_key(const Args& a, int block, int blocks, int entry, c
                               const float (&head_logs)[kHeads]) {
   if (is_forced(a, block, blocks)) return kForcedKey;
   if (!is_pool_block(a, entry)) return 0;
-  float shares[kHeads];
-  float most = kNoScore;
-#pragma unroll
-  for (int i = 0; i < kHeads; i += 4) {
-    float4 four = make_float4(kNoScore, kNoScore, kNoScore, kNoScore);
-    if (i < a.term_pitch) four = *reinterpret_cast<const float4*>(terms + i);
-    const float4 logs = *reinterpret_cast<const float4*>(head_logs + i);
-    shares[i] = four.x - logs.x;
-    shares[i + 1] = four.y - logs.y;
-    shares[i + 2] = four.z - logs.z;
-    shares[i + 3] = four.w - logs.w;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) most = fmaxf(most, shares[i + j]);
-  }
   float sum = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kHeads; ++i) sum += exp2f(shares[i] - softmax_base(most));
-  return ordered_key(softmax_log({most, sum}));
+  for (int i = 0; i < kHeads; i += 4) {
+    if (i >= a.term_pitch) break;
+    const float4 four = *reinterpret_cast<const float4*>(terms + i);
+    const float4 logs = *reinterpret_cast<const float4*>(head_logs + i);
+    sum += (exp2_approx(four.x - logs.x) + exp2_approx(four.y - logs.y)) +
+           (exp2_approx(four.z - logs.z) + exp2_approx(four.w - logs.w));
+  }
+  return ordered_key(sum);
 }
 
 }  // namespace sparse

@@ -66,10 +66,10 @@ Sizes carve(Args& args, void* workspace, void* counters) {
   args.block_shift = args.block_size == 16 ? 4 : args.block_size == 32 ? 5 : 6;
   args.key_pitch = (args.max_blocks_per_seq + 3) / 4 * 4;
   args.term_pitch = (args.group + 3) / 4 * 4;
-  args.log_pitch = (args.max_blocks_per_seq + kMinScored - 1) / kMinScored;
+  args.sum_pitch = (args.max_blocks_per_seq + kMinScored - 1) / kMinScored;
   if (selects) {
     scratch.take(args.terms, rows * args.key_pitch * args.term_pitch);
-    scratch.take(args.term_logs, rows * args.log_pitch * args.term_pitch);
+    scratch.take(args.term_sums, rows * args.sum_pitch * args.term_pitch);
     scratch.take(args.keys, rows * args.key_pitch);
   }
   if ((args.roles & kAttend) != 0) {

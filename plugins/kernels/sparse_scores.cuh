@@ -13,6 +13,7 @@
 #include "mma.cuh"
 #include "pool.cuh"
 #include "sparse_args.h"
+#include "sparse_keys.cuh"
 #include "sparse_plan.cuh"
 #include "vec.h"
 
@@ -117,13 +118,12 @@ class ScoreItem {
     next_entries_ = rounds_ > 0 ? look_up(first_) : -1;
   }
 
-  // Writes the terms of block i of the range to `terms` [i, term_pitch], and what each warp's blocks
-  // weigh for each head, the log of the sum of 2^term, to `warp_logs` in shared memory. `stage` is
-  // called when the first copies are under way: after it the group's queries are in shared memory
-  // at `queries`.
+  // Writes the terms of block i of the range to `terms` [i, term_pitch], and each head's sum of
+  // 2^term over a warp's blocks to `of_warps` in shared memory. `stage` is called when the first
+  // copies are under way: after it the group's queries are in shared memory at `queries`.
   template <typename Stage>
   __device__ void score(const T* queries, Stage&& stage, float* terms,
-                        float (&warp_logs)[Shape::kWarps][Shape::kHeads]) {
+                        SoftmaxState (&of_warps)[Shape::kWarps][Shape::kHeads]) {
 #pragma unroll 1
     for (int i = 0; i < Shape::kStages - 1; ++i) start(i);
     stage();
@@ -132,7 +132,7 @@ class ScoreItem {
     q.load(queries, a_.group);
     const int lane = static_cast<int>(threadIdx.x) % 32, head = lane % 4 * 2;
     const float scale = 0.5f * a_.score_scale;
-    SoftmaxState weights[Shape::kHeadTiles][2];
+    SoftmaxState sums[Shape::kHeadTiles][2];
     terms += (own_first() + lane / 4) * a_.term_pitch + head;
 #pragma unroll 1
     for (int round = 0; round < rounds_; ++round) {
@@ -153,9 +153,9 @@ class ScoreItem {
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
           both[j] = (ends[tile][j] + ends[tile][j + 2] +
-                     __fsqrt_rn(spread[tile][j]) / (kSquareScale<T> * kSquareScale<T>)) *
+                     sqrt_approx(spread[tile][j]) / (kSquareScale<T> * kSquareScale<T>)) *
                     scale;
-          softmax_add(weights[tile][j], weighs ? both[j] : kNoScore);
+          softmax_add(sums[tile][j], weighs ? both[j] : kNoScore);
         }
         if (weighs && head + tile * 8 < a_.term_pitch) {
           *reinterpret_cast<float2*>(terms + tile * 8) = make_float2(both[0], both[1]);
@@ -167,14 +167,8 @@ class ScoreItem {
     for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        SoftmaxState& all = weights[tile][j];
-#pragma unroll
-        for (int mask = 4; mask < 32; mask *= 2) {
-          const SoftmaxState other{__shfl_xor_sync(append::kAllLanes, all.max, mask),
-                                   __shfl_xor_sync(append::kAllLanes, all.sum, mask)};
-          all = softmax_merge(all, other).state;
-        }
-        if (lane < 4) warp_logs[threadIdx.x / 32][tile * 8 + head + j] = softmax_log(all);
+        const SoftmaxState all = merge_lanes(sums[tile][j], 4);
+        if (lane < 4) of_warps[threadIdx.x / 32][tile * 8 + head + j] = all;
       }
     }
   }

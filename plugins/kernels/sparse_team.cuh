@@ -54,7 +54,7 @@ struct TeamTiles {
   }
 
   __device__ Tile find(int i) const {
-    const int entry = shared.entries[i >> shift()];
+    const int entry = shared.entries()[i >> shift()];
     Tile tile;
     tile.slot = i * kTileKeys & (a.block_size - 1);
     tile.pool_block = entry < 0 ? -1 : entry & ~kLastBlock;
@@ -134,7 +134,7 @@ class Team {
                                scores ? div_up(own, Score::kPerRound) : 0},
                               s_.summaries);
     GroupQueries<T, kHeadDim, Shape::kHeadTiles, kWarps> queries(a_, row_.query_row, row_.kv_head);
-    TeamSearch<Shape> search(s_, size_, rank_);
+    TeamSearch<Shape> search(s_, size_, rank_, row_.blocks);
     Held held;
     if (scores || attends) queries.load(row_.seq, rope, held);
     if (scores) {
@@ -151,21 +151,19 @@ class Team {
         [&] {
           if (scores || attends) queries.stage(rope, staged);
         },
-        terms, s_.warp_logs);
+        terms, s_.of_warps);
     cp_async_wait<0>();
     cluster::wait();
     if (scores) {
-      exchange_logs();
-#pragma unroll 1
+      const float* own_terms = weigh(terms, own);
+#pragma unroll 2
       for (int i = threadIdx.x; i < own; i += kThreads) {
         const uint32_t key = block_key(a_, row_.begin + i, row_.blocks, s_.pool_blocks[i],
-                                       terms + i * a_.term_pitch, s_.head_logs);
+                                       own_terms + i * a_.term_pitch, s_.head_logs);
         s_.keys[i] = key;
         search.count(key);
       }
-      const Interval interval = search.find_interval(own, row_.wanted, [&](const Interval& first) {
-        if (prefetches()) prefetch_certain(first.last);
-      });
+      const Interval interval = search.find_interval(own, row_.wanted);
       divide(interval.wanted);
       list(interval);
     } else {
@@ -175,29 +173,43 @@ class Team {
     if (attends) attend_and_merge(staged);
   }
 
-  // Where the terms of `own` blocks go.
+  // Where the terms of `own` blocks go: to shared memory where they are few, or to the workspace.
   __device__ float* terms_of(int own) const {
-    if (own * a_.term_pitch <= Shared::kHeldTerms) return s_.held_terms();
+    if (s_.holds_terms(own, a_.term_pitch)) return s_.held_terms(own);
     const int64_t row = static_cast<int64_t>(row_.seq) * a_.kv_heads + row_.kv_head;
     return a_.terms + (row * a_.key_pitch + row_.begin) * a_.term_pitch;
   }
 
-  // Makes the row's head_logs from everybody's warp_logs. Begins and ends with a barrier.
-  __device__ void exchange_logs() {
+  // Makes the row's head_logs from what everybody has summed up; returns where the `own` blocks'
+  // terms are by then. Begins and ends with a barrier.
+  __device__ const float* weigh(const float* terms, int own) {
     constexpr int kHeads = Score::kHeads;
     static_assert(kMaxTeam * kHeads <= kThreads);
     __syncthreads();
     const int head = static_cast<int>(threadIdx.x) % kHeads;
     const int to = static_cast<int>(threadIdx.x) / kHeads;
     if (threadIdx.x == 0) {
-      cluster::arrive_expecting(s_.weighed, size_ * kHeads * static_cast<int>(sizeof(float)));
+      cluster::arrive_expecting(s_.weighed, size_ * kHeads * static_cast<int>(sizeof(float2)));
     }
     if (to < size_) {
-      cluster::send(&s_.rank_logs[rank_][head], add_warp_logs(s_.warp_logs, head), s_.weighed, to);
+      const SoftmaxState all = merge_warps(s_.of_warps, head);
+      cluster::send(reinterpret_cast<float2*>(&s_.of_ranks[rank_][head]),
+                    make_float2(all.max, all.sum), s_.weighed, to);
+    }
+    // Meanwhile terms come back from the workspace.
+    const int count = own * a_.term_pitch;
+    if (!s_.holds_terms(own, a_.term_pitch) && count <= Shared::kFetchedTerms) {
+#pragma unroll 1
+      for (int i = 4 * static_cast<int>(threadIdx.x); i < count; i += 4 * kThreads) {
+        cp_async_16(shared_address(s_.fetched_terms() + i), terms + i, 16);
+      }
+      terms = s_.fetched_terms();
     }
     cluster::wait_for(s_.weighed, 0);
-    add_logs<kWarps>(s_.rank_logs[0], size_, kHeads, a_.group, s_.head_logs);
+    make_head_logs<kWarps>(s_.of_ranks[0], size_, kHeads, a_.group, s_.head_logs);
+    cp_async_wait<0>();
     __syncthreads();
+    return terms;
   }
 
   // The first of `count` things that are a rank's.
@@ -222,36 +234,6 @@ class Team {
     const int seq = static_cast<int>(threadIdx.x);
     int query_row;
     a_.counts[seq] = selected_of(a_, seq, usable_length(a_, seq, &query_row));
-  }
-
-  // Whether there is more to attend to than is asked for at once.
-  __device__ bool prefetches() const {
-    using Attend = typename Shape::Attend;
-    return (a_.roles & kAttend) != 0 &&
-           2 * quota(rank_) * a_.block_size > kWarps * Attend::kUnits * kTileKeys;
-  }
-
-  // Brings K and V of the first own blocks that are sure to be selected, as their keys are above
-  // `certain`, to the L2 cache, while the search goes on.
-  __device__ void prefetch_certain(uint32_t certain) const {
-    const int i = static_cast<int>(threadIdx.x), lane = i % 32;
-    const bool is_certain = i < row_.end - row_.begin && s_.keys[i] > certain;
-    const int block = is_certain ? s_.pool_blocks[i] : -1;
-    const int bytes = a_.block_size * kHeadDim * 2;
-    uint32_t lanes = __ballot_sync(0xffffffffu, is_pool_block(a_, block));
-#pragma unroll 1
-    for (int left = kPrefetchBytes; lanes != 0 && left >= bytes; left -= bytes) {
-      const int of_lane = __shfl_sync(0xffffffffu, block, __ffs(static_cast<int>(lanes)) - 1);
-      lanes &= lanes - 1;
-      const T* k =
-          pool<const T>(a_.kv, a_.append.indirect) + key_row(a_, of_lane, row_.kv_head) * kHeadDim;
-      const T* v = k + rows_to_value(a_) * kHeadDim;
-#pragma unroll 1
-      for (int at = lane * kLineBytes; at < bytes; at += 32 * kLineBytes) {
-        prefetch_line(reinterpret_cast<const char*>(k) + at);
-        prefetch_line(reinterpret_cast<const char*>(v) + at);
-      }
-    }
   }
 
   // How much of the selection is whose, and who attends to it. `wanted` of the keys in the interval
@@ -291,36 +273,39 @@ class Team {
     const uint32_t least = whole ? interval.first : interval.last + 1;
     const int own = row_.end - row_.begin;
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    const int per_warp = (own + kThreads - 1) / kThreads * 32;
-    const int first = warp * per_warp, end = min(first + per_warp, own);
-    // Twice over the warp's keys: to count, and to list.
-    int takes = 0, ties = 0;
+    // Numbers of keys that are taken, and in the upper half of those that tie.
+    int before = 0;
 #pragma unroll 1
-    for (int pass = 0; pass < 2; ++pass) {
-#pragma unroll 1
-      for (int base = first; base < end; base += 32) {
-        const int at = base + lane;
-        const uint32_t key = at < end ? s_.keys[at] : 0;
-        const bool is_taken = at < end && key >= least;
-        const bool is_tie = at < end && !whole && key == interval.last;
-        const uint32_t taken_lanes = __ballot_sync(0xffffffffu, is_taken);
-        const uint32_t tie_lanes = __ballot_sync(0xffffffffu, is_tie);
-        const uint32_t lanes_before = (1u << lane) - 1;
-        const int tied = ties + __popc(tie_lanes & lanes_before);
-        if (pass == 1 && (is_taken || (is_tie && tied < mine_.equals))) {
-          put(at, takes + __popc(taken_lanes & lanes_before) + min(tied, mine_.equals));
-        }
-        takes += __popc(taken_lanes);
-        ties += __popc(tie_lanes);
-      }
-      if (pass == 1) break;
-      if (lane == 0) s_.warp_sums[warp] = takes | ties << 16;
-      __syncthreads();
-      int before = 0;
+    for (int base = 0; base < own; base += 4 * kThreads) {
+      const int first = base + 4 * static_cast<int>(threadIdx.x);
+      uint32_t takes = 0, ties = 0;  // a bit for each of four keys
 #pragma unroll
-      for (int i = 0; i < kWarps; ++i) before += i < warp ? s_.warp_sums[i] : 0;
-      takes = before & 0xffff;
-      ties = before >> 16;
+      for (int i = 0; i < 4; ++i) {
+        const bool exists = first + i < own;
+        const uint32_t key = exists ? s_.keys[first + i] : 0;
+        takes |= (exists && key >= least ? 1u : 0u) << i;
+        ties |= (exists && !whole && key == interval.last ? 1u : 0u) << i;
+      }
+      const int mine = __popc(takes) | __popc(ties) << 16;
+      int upto = warp_inclusive_sum(mine);
+      if (base > 0) __syncthreads();
+      if (lane == 31) s_.warp_sums[warp] = upto;
+      __syncthreads();
+      upto += before;
+#pragma unroll
+      for (int i = 0; i < kWarps; ++i) {
+        upto += i < warp ? s_.warp_sums[i] : 0;
+        before += s_.warp_sums[i];
+      }
+      int taken = (upto - mine) & 0xffff, tied = (upto - mine) >> 16;
+#pragma unroll 1
+      for (uint32_t bits = takes | ties; bits != 0; bits &= bits - 1) {
+        const int i = __ffs(static_cast<int>(bits)) - 1;
+        const bool is_tie = (ties >> i & 1) != 0;
+        if (!is_tie || tied < mine_.equals) put(first + i, taken + min(tied, mine_.equals));
+        taken += is_tie ? 0 : 1;
+        tied += is_tie ? 1 : 0;
+      }
     }
   }
 
@@ -334,14 +319,14 @@ class Team {
     const int entry = Tiles::entry(a_, s_.pool_blocks[at], block, row_.blocks);
     const int surplus = mine_.selected - mine_.kept;
     if (place >= surplus) {
-      s_.entries[place - surplus] = entry;
+      s_.entries()[place - surplus] = entry;
       return;
     }
     const int number = mine_.given_before + place;
     int to = 0, taken = 0;
 #pragma unroll 1
     for (; s_.taken[to] <= number; ++to) taken = s_.taken[to];
-    cluster::send(s_.entries + s_.kept[to] + number - taken, entry, s_.handed_on, to);
+    cluster::send(s_.entries() + s_.kept[to] + number - taken, entry, s_.handed_on, to);
   }
 
   // All blocks are selected: the own ones are this rank's part.
@@ -351,7 +336,7 @@ class Team {
 #pragma unroll 1
     for (int block = begin + static_cast<int>(threadIdx.x); block < end; block += kThreads) {
       if (attends) {
-        s_.entries[block - begin] = Tiles::entry(a_, table()[block], block, row_.blocks);
+        s_.entries()[block - begin] = Tiles::entry(a_, table()[block], block, row_.blocks);
       } else {
         selection()[block] = block;
       }

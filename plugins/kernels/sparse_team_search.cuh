@@ -21,8 +21,8 @@ class TeamSearch {
   static_assert(kWords == kThreads);
 
  public:
-  __device__ TeamSearch(TeamShared<Shape>& shared, int size, int rank)
-      : s_(shared), size_(size), rank_(rank) {}
+  __device__ TeamSearch(TeamShared<Shape>& shared, int size, int rank, int blocks)
+      : s_(shared), size_(size), rank_(rank), begin_(bins_begin(blocks)) {}
 
   // Before the first key; a barrier must follow.
   __device__ void start() {
@@ -31,23 +31,21 @@ class TeamSearch {
     if (threadIdx.x == 0) own_counts(0).above = 0;
   }
   // An own key, for the first round.
-  __device__ void count(uint32_t key) { own_counts(0).add(bin_of(key) / kMerged); }
+  __device__ void count(uint32_t key) { own_counts(0).add(bin_of(key, begin_) / kMerged); }
 
   // The last interval of the row's keys, of which `own` are this rank's, see TopK; leaves how many
-  // of each rank's are above it and inside. Calls `certain` with an interval whose upper side is
-  // sure to be selected, while the search goes on. Begins with a barrier.
-  template <typename Certain>
-  __device__ Interval find_interval(int own, int wanted, Certain&& certain) {
+  // of each rank's are above it and inside. Begins with a barrier.
+  __device__ Interval find_interval(int own, int wanted) {
     Interval interval;
     interval.wanted = wanted;
     int shift = -1;
 #pragma unroll 1
     for (int round = 0;; ++round) {
       exchange_counts(round);
-      const int bin = find_bin(s_.counts[round % 2], interval);
+      const int bin = find_bin(s_.counts(round), interval);
       if (shift < 0) {
-        interval.first = interval_of_bin(bin * kMerged).first;
-        interval.last = interval_of_bin(bin * kMerged + kMerged - 1).last;
+        interval.first = interval_of_bin(bin * kMerged, begin_).first;
+        interval.last = interval_of_bin(bin * kMerged + kMerged - 1, begin_).last;
       } else {
         interval.first += static_cast<uint32_t>(bin) << shift;
         interval.last = interval.first + min(interval.last - interval.first, (1u << shift) - 1);
@@ -56,7 +54,6 @@ class TeamSearch {
         count_ranks(round, bin);
         return interval;
       }
-      if (round == 0) certain(interval);
       // The next round's bins, and how many of the own keys are above them.
       TeamCounts& next = own_counts(round + 1);
       shift = interval.shift(kTeamBins);
@@ -76,7 +73,7 @@ class TeamSearch {
 
  private:
   // The own counts of a round, where the others have them too.
-  __device__ TeamCounts& own_counts(int round) const { return s_.counts[round % 2][rank_]; }
+  __device__ TeamCounts& own_counts(int round) const { return s_.counts(round)[rank_]; }
 
   // Sends the own counts to all others, and waits for theirs. Begins with a barrier.
   __device__ void exchange_counts(int round) {
@@ -97,7 +94,7 @@ class TeamSearch {
   }
 
   // Finds the bin that holds the wanted-th largest key, and sets what is inside and wanted of it.
-  __device__ int find_bin(const TeamCounts (&counts)[kMaxTeam], Interval& interval) {
+  __device__ int find_bin(const TeamCounts* counts, Interval& interval) {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int word = kWords - 1 - static_cast<int>(threadIdx.x);  // from the largest keys on
     int low = 0, high = 0;
@@ -140,7 +137,7 @@ class TeamSearch {
     const int word = bin / 2;
 #pragma unroll 2
     for (int rank = static_cast<int>(threadIdx.x) / 32; rank < size_; rank += kWarps) {
-      const uint32_t* counts = s_.counts[round % 2][rank].words;
+      const uint32_t* counts = s_.counts(round)[rank].words;
       uint32_t both = 0;  // of the words above
 #pragma unroll
       for (int i = 0; i < kWords; i += 128) {
@@ -153,7 +150,7 @@ class TeamSearch {
       const int low = static_cast<int>(counts[word] & 0xffff);
       const int high = static_cast<int>(counts[word] >> 16);
       if (lane == 0) {
-        s_.all_above[rank] = s_.counts[round % 2][rank].above + static_cast<int>(both & 0xffff) +
+        s_.all_above[rank] = s_.counts(round)[rank].above + static_cast<int>(both & 0xffff) +
                              static_cast<int>(both >> 16) + (bin % 2 == 0 ? high : 0);
         s_.inside[rank] = bin % 2 == 0 ? low : high;
       }
@@ -163,6 +160,7 @@ class TeamSearch {
   TeamShared<Shape>& s_;
   const int size_;
   const int rank_;
+  const uint32_t begin_;  // of the bins
 };
 
 }  // namespace sparse

@@ -15,7 +15,6 @@ constexpr int kTeamBins = 512;            // of the histograms that a team adds 
 constexpr int kTeamBlocks = 4096;         // of a row, per thread block
 constexpr int kTeamSelected = 1024;       // of a selection, per thread block
 constexpr int kMinTeamBlocks = 32;        // of all teams: fewer do not keep the memory busy
-constexpr int kPrefetchBytes = 32 << 10;  // of K of a warp's blocks, see prefetch_certain
 constexpr float kIdleBytes = 16 << 20;    // see suits_teams
 
 template <int kHeadDim, int kHeadTiles_, int kWarps>
@@ -45,13 +44,17 @@ struct TeamShared {
     AttendShared<Attend> attend;
   };
   alignas(16) uint32_t keys[kTeamBlocks];  // of the own blocks
-  int32_t pool_blocks[kTeamBlocks];
-  int32_t entries[kTeamSelected];  // what is attended to
-  TeamCounts counts[2][kMaxTeam];  // everybody's; rounds take turns
-  // Logs of sums of 2^term (sparse_keys.cuh) by head: over each warp's blocks, over each rank's,
-  // over the row.
-  float warp_logs[Score::kWarps][Score::kHeads];
-  float rank_logs[kMaxTeam][Score::kHeads];
+  // The own blocks' entries in the block table; what is attended to; everybody's counts of every
+  // other round. As long as there are no keys, what is behind the first part as far as it is in use
+  // holds terms.
+  static constexpr int kCountWords = static_cast<int>(kMaxTeam * sizeof(TeamCounts) / 4);
+  static constexpr int kWords = kTeamBlocks + kTeamSelected + kCountWords;
+  alignas(16) int32_t pool_blocks[kWords];
+  TeamCounts first_counts[kMaxTeam];
+  // By head (sparse_keys.cuh): the sums over each warp's blocks, over each rank's, and the row's as
+  // a log.
+  SoftmaxState of_warps[Score::kWarps][Score::kHeads];
+  SoftmaxState of_ranks[kMaxTeam][Score::kHeads];
   alignas(16) float head_logs[Score::kHeads];
   int2 sums[kTeamBins / 2];        // over all ranks, from the largest keys on
   // Of each rank: its keys above the last interval, and inside; the own blocks that it attends to;
@@ -69,9 +72,21 @@ struct TeamShared {
   uint64_t handed_on;
   uint64_t merged;
 
-  // The own blocks' terms, while they are few: where the second round's counts come later.
-  __device__ float* held_terms() { return reinterpret_cast<float*>(counts[1]); }
-  static constexpr int kHeldTerms = static_cast<int>(kMaxTeam * sizeof(TeamCounts) / sizeof(float));
+  __device__ int32_t* entries() { return pool_blocks + kTeamBlocks; }
+  __device__ TeamCounts* counts(int round) {
+    return round % 2 == 0 ? first_counts
+                          : reinterpret_cast<TeamCounts*>(entries() + kTeamSelected);
+  }
+  static __device__ int held_begin(int own) { return (own + 3) / 4 * 4; }
+  __device__ bool holds_terms(int own, int pitch) const {
+    return held_begin(own) + own * pitch <= kWords;
+  }
+  __device__ float* held_terms(int own) {
+    return reinterpret_cast<float*>(pool_blocks + held_begin(own));
+  }
+  // Terms from elsewhere come to where summaries were before.
+  static constexpr int kFetchedTerms = Score::kStages * Score::kStageBytes / sizeof(float);
+  __device__ float* fetched_terms() { return reinterpret_cast<float*>(summaries); }
 };
 
 // What of a row is a thread block's own.

@@ -15,15 +15,20 @@
 namespace trt_resa {
 namespace sparse {
 
-// Bins of the first histogram: 16 per unit for scores from -60 on, up to the log of kMaxGroup. What
-// is below is in the first one, forced blocks and NaN are in the last. Which keys share a bin
-// changes the time only.
-constexpr int kBinShift = kKeyShift - 4;
-constexpr uint32_t kBinsBegin = kZeroKey - (60u << kKeyShift);
-static_assert(kBins == 64 << (kKeyShift - kBinShift));
+// Bins of the first histogram: 64 per power of two over 16 of them, two or three of which are above
+// the score that all blocks of a row would have if they were equal. What is below is in the first
+// one; what is above, forced blocks and NaN are in the last. Which keys share a bin changes the time
+// only.
+constexpr int kBinShift = 23 - 6;
+static_assert(kBins == 16 << (23 - kBinShift));
 
-__device__ __forceinline__ int bin_of(uint32_t key) {
-  return key < kBinsBegin ? 0 : min(static_cast<int>((key - kBinsBegin) >> kBinShift), kBins - 1);
+// The first bin's first key, of a row of `blocks`.
+__device__ __forceinline__ uint32_t bins_begin(int blocks) {
+  return static_cast<uint32_t>(127 - 10 - (32 - __clz(blocks))) << 23;
+}
+
+__device__ __forceinline__ int bin_of(uint32_t key, uint32_t begin) {
+  return key < begin ? 0 : min(static_cast<int>((key - begin) >> kBinShift), kBins - 1);
 }
 
 // Where a bin lies in the row's histogram: neighbours in different lines of 128 bytes, since
@@ -48,12 +53,11 @@ struct Interval {
   }
 };
 
-__device__ inline Interval interval_of_bin(int bin) {
+__device__ inline Interval interval_of_bin(int bin, uint32_t begin) {
   Interval interval;
-  interval.first = bin == 0 ? 0u : kBinsBegin + (static_cast<uint32_t>(bin) << kBinShift);
-  interval.last = bin == kBins - 1
-                      ? 0xffffffffu
-                      : kBinsBegin + (static_cast<uint32_t>(bin + 1) << kBinShift) - 1;
+  interval.first = bin == 0 ? 0u : begin + (static_cast<uint32_t>(bin) << kBinShift);
+  interval.last =
+      bin == kBins - 1 ? 0xffffffffu : begin + (static_cast<uint32_t>(bin + 1) << kBinShift) - 1;
   return interval;
 }
 
@@ -168,7 +172,7 @@ struct TopK {
       __syncthreads();
       find_bin(histogram, interval.wanted);
       if (shift < 0) {
-        interval = interval_of_bin(found_bin);
+        interval = interval_of_bin(found_bin, bins_begin(blocks));
       } else {
         const uint32_t first = interval.first + (static_cast<uint32_t>(found_bin) << shift);
         interval.last = first + min(interval.last - first, (1u << shift) - 1);

@@ -9,7 +9,7 @@ from trt_resa.config import SparseAttentionConfig
 
 
 def scores(q: torch.Tensor, summary: torch.Tensor, scored: torch.Tensor) -> torch.Tensor:
-    """How much of its heads' attention each block may get, as a logarithm: [B, kv_heads, N], fp32.
+    """How much of its heads' attention each block may get, [B, kv_heads, N], fp32.
 
     q [B, q_heads, head_dim] post-RoPE; summary [B, N, kv_heads, 2, head_dim]; scored [B, N] bool,
     the blocks that compete. With c and r half the sum and half the difference of a block's largest
@@ -25,7 +25,7 @@ def scores(q: torch.Tensor, summary: torch.Tensor, scored: torch.Tensor) -> torc
     terms = (centre + spread.sqrt()) * head_dim**-0.5
     left_out = terms.isnan() | ~scored[:, None, None]
     all_of_head = terms.masked_fill(left_out, -torch.inf).logsumexp(dim=-1, keepdim=True)
-    return (terms - all_of_head).logsumexp(dim=2)
+    return (terms - all_of_head).exp().sum(dim=2)
 
 
 def all_blocks(lengths: list[int], kv_heads: int, device: torch.device) -> torch.Tensor:

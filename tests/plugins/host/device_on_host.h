@@ -217,9 +217,6 @@ inline float __fmul_rn(float a, float b) {
 inline float __fdiv_rn(float a, float b) {
   return a / b;
 }
-inline int __float2int_rn(float x) {
-  return static_cast<int>(std::lrint(x));
-}
 inline float __fsqrt_rn(float x) {
   return std::sqrt(x);
 }
