@@ -58,7 +58,7 @@ struct Args {
   float* terms;  // [rows, key_pitch, term_pitch] of scores
   // [rows, sum_pitch, term_pitch] the sums of 2^term over each score item's blocks
   SoftmaxState* term_sums;
-  uint32_t* keys;   // [rows, key_pitch] scores as ordered integers
+  uint32_t* keys;  // [rows, key_pitch] scores as ordered integers
   SoftmaxPartials partials;
 
   int32_t roles;
@@ -80,7 +80,7 @@ struct Args {
   int32_t key_pitch;   // blocks
   int32_t term_pitch;  // heads
   int32_t sum_pitch;   // score items
-  float score_scale;  // softmax_scale * log2(e)
+  float score_scale;   // softmax_scale * log2(e)
   double keep_ratio;
 };
 

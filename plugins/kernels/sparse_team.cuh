@@ -5,10 +5,11 @@
 // key or selection leaves the multiprocessors, and half of them keep the memory busy.
 //
 // A thread block scores its own share of the row's blocks, and keeps their keys when all have sent
-// one another what their blocks weigh for each head. The team finds the last interval of the top-k (sparse_topk.cuh) from histograms that each sends and all add up,
-// from which every thread block also knows how much of the selection is whose. Each attends to what
-// it has selected itself, up to its quota, an equal share of the selection; what is above goes
-// to those that are below theirs, in a fixed order. Results are merged by columns.
+// one another what their blocks weigh for each head. The team finds the last interval of the top-k
+// (sparse_topk.cuh) from histograms that each sends and all add up, from which every thread block
+// also knows how much of the selection is whose. Each attends to what it has selected itself, up to
+// its quota, an equal share of the selection; what is above goes to those that are below theirs, in
+// a fixed order. Results are merged by columns.
 #pragma once
 
 #include "cluster.cuh"
@@ -156,7 +157,7 @@ class Team {
     cluster::wait();
     if (scores) {
       const float* own_terms = weigh(terms, own);
-#pragma unroll 2
+#pragma unroll 1
       for (int i = threadIdx.x; i < own; i += kThreads) {
         const uint32_t key = block_key(a_, row_.begin + i, row_.blocks, s_.pool_blocks[i],
                                        own_terms + i * a_.term_pitch, s_.head_logs);

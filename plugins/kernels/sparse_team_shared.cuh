@@ -11,11 +11,11 @@ namespace sparse {
 
 constexpr int kMinTeam = 4;  // counts are added up for so many ranks at a time
 constexpr int kMaxTeam = 16;
-constexpr int kTeamBins = 512;            // of the histograms that a team adds up
-constexpr int kTeamBlocks = 4096;         // of a row, per thread block
-constexpr int kTeamSelected = 1024;       // of a selection, per thread block
-constexpr int kMinTeamBlocks = 32;        // of all teams: fewer do not keep the memory busy
-constexpr float kIdleBytes = 16 << 20;    // see suits_teams
+constexpr int kTeamBins = 512;          // of the histograms that a team adds up
+constexpr int kTeamBlocks = 4096;       // of a row, per thread block
+constexpr int kTeamSelected = 1024;     // of a selection, per thread block
+constexpr int kMinTeamBlocks = 32;      // of all teams: fewer do not keep the memory busy
+constexpr float kIdleBytes = 16 << 20;  // see suits_teams
 
 template <int kHeadDim, int kHeadTiles_, int kWarps>
 struct TeamShape {
@@ -56,7 +56,7 @@ struct TeamShared {
   SoftmaxState of_warps[Score::kWarps][Score::kHeads];
   SoftmaxState of_ranks[kMaxTeam][Score::kHeads];
   alignas(16) float head_logs[Score::kHeads];
-  int2 sums[kTeamBins / 2];        // over all ranks, from the largest keys on
+  int2 sums[kTeamBins / 2];  // over all ranks, from the largest keys on
   // Of each rank: its keys above the last interval, and inside; the own blocks that it attends to;
   // and, up to and including it, how many are taken over.
   int all_above[kMaxTeam];
@@ -74,8 +74,7 @@ struct TeamShared {
 
   __device__ int32_t* entries() { return pool_blocks + kTeamBlocks; }
   __device__ TeamCounts* counts(int round) {
-    return round % 2 == 0 ? first_counts
-                          : reinterpret_cast<TeamCounts*>(entries() + kTeamSelected);
+    return round % 2 == 0 ? first_counts : reinterpret_cast<TeamCounts*>(entries() + kTeamSelected);
   }
   static __device__ int held_begin(int own) { return (own + 3) / 4 * 4; }
   __device__ bool holds_terms(int own, int pitch) const {

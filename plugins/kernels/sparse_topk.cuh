@@ -17,8 +17,8 @@ namespace sparse {
 
 // Bins of the first histogram: 64 per power of two over 16 of them, two or three of which are above
 // the score that all blocks of a row would have if they were equal. What is below is in the first
-// one; what is above, forced blocks and NaN are in the last. Which keys share a bin changes the time
-// only.
+// one; what is above, forced blocks and NaN are in the last. Which keys share a bin changes the
+// time only.
 constexpr int kBinShift = 23 - 6;
 static_assert(kBins == 16 << (23 - kBinShift));
 

@@ -137,8 +137,10 @@ def test_buffers_grow_with_the_extents(library: KernelLibrary, params):
     assert status_of(library.counter_bytes, bad) == Status.BAD_HEAD_DIM
 
 
-def test_keys_need_four_bytes_per_block_and_head(library: KernelLibrary):
+def test_room_of_a_block(library: KernelLibrary):
+    """Its key and its terms, and each head's sums by 32 blocks: 7 heads take the room of 8."""
     few = valid(BlockSelectParams, max_blocks_per_seq=1024)
     many = valid(BlockSelectParams, max_blocks_per_seq=2048, max_selected=205)
     grown = library.workspace_bytes(many) - library.workspace_bytes(few)
-    assert grown == 4 * 4 * 1024 * 4
+    rows = 4 * 4
+    assert grown == rows * (1024 * 4 * (1 + 8) + 1024 // 32 * 8 * 8)

@@ -14,12 +14,12 @@ extern "C" {
  * Row b of q belongs to sequence b. With c and r half the sum and half the difference of a block's
  * max and min, the term of a block for a query is c . q + sqrt(sum over d of (r_d q_d)^2), times
  * softmax_scale, in fp32, but for max - min and the squares, which are rounded to `model`. A
- * block's score for a KV head is the sum, over the group's queries, of the softmax of the terms over
- * the sequence's blocks, those aside that every selection holds. A term that is NaN is left out of
- * the sums of other blocks. The selection of a sequence of n blocks holds its last local_blocks, its
- * first sink_blocks and those of the highest scores, trt_resa_num_selected(n, keep_ratio,
- * min_blocks) in all; of equal scores the lower block comes first, and NaN comes before every
- * number. A sequence of at most dense_below tokens selects all of its blocks. Sequences whose
+ * block's score for a KV head is the sum, over the group's queries, of the softmax of the terms
+ * over the sequence's blocks, those aside that every selection holds. A term that is NaN is left
+ * out of the sums of other blocks. The selection of a sequence of n blocks holds its last
+ * local_blocks, its first sink_blocks and those of the highest scores, trt_resa_num_selected(n,
+ * keep_ratio, min_blocks) in all; of equal scores the lower block comes first, and NaN comes before
+ * every number. A sequence of at most dense_below tokens selects all of its blocks. Sequences whose
  * kv_len is 0 or impossible are ignored: their count is 0 and their rows of `selection` are not
  * written. A block whose block_table entry is no block of the pool comes last.
  */
