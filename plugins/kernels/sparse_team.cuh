@@ -28,42 +28,6 @@
 namespace trt_resa {
 namespace sparse {
 
-// The blocks that one of a team attends to: its own ones, then those handed on to it.
-template <typename Shared>
-struct TeamTiles {
-  static constexpr int kLastBlock = 1 << 30;  // set in the entry of the sequence's last block
-
-  const Args& a;
-  Shared& shared;
-  int last_tokens;  // in the last block
-  int own;          // blocks
-  int blocks;       // with those handed on
-  int known_blocks = own;
-
-  __device__ int shift() const { return a.block_shift - kTileShift; }
-  __device__ int count() const { return blocks << shift(); }
-  __device__ int known() const { return known_blocks << shift(); }
-  __device__ void wait() {
-    cluster::wait_for(shared.handed_on, 0);
-    known_blocks = blocks;
-  }
-
-  static __device__ int entry(const Args& a, int pool_block, int block, int row_blocks) {
-    return !is_pool_block(a, pool_block) ? -1
-           : block == row_blocks - 1     ? pool_block | kLastBlock
-                                         : pool_block;
-  }
-
-  __device__ Tile find(int i) const {
-    const int entry = shared.entries()[i >> shift()];
-    Tile tile;
-    tile.slot = i * kTileKeys & (a.block_size - 1);
-    tile.pool_block = entry < 0 ? -1 : entry & ~kLastBlock;
-    tile.valid = ((entry & kLastBlock) != 0 ? last_tokens : a.block_size) - tile.slot;
-    return tile;
-  }
-};
-
 template <typename T, int kHeadDim, typename Shape>
 class Team {
   using Shared = TeamShared<Shape>;

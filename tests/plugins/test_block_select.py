@@ -119,7 +119,7 @@ def test_all_blocks_equal(library, value):
 @pytest.mark.parametrize("exponent", [-24, -8, -3, 0, 5, 9])
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_scores_of_every_size(library, exponent, sign):
-    """One element per term: exact where a share of the whole shows it; all bins of the histogram."""
+    """One element per term: exact where a share of the whole shows it. All bins are in use."""
     cache = make_cache([16 * 9000], q_heads=2, head_dim=64)
     cache.q.zero_()
     cache.q[..., 5] = sign
