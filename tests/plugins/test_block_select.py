@@ -96,6 +96,12 @@ def test_long_rows(library, dtype, head_dim, group):
     run(library, cache, Selecting())
 
 
+def test_terms_beyond_shared_memory(library):
+    """A thread block of a team of 16 has 36,000 terms: they stay in the workspace."""
+    cache = make_cache([16 * 36000], q_heads=32, head_dim=64)
+    run(library, cache, Selecting())
+
+
 @pytest.mark.parametrize("group", [1, 3, 7, 8, 16])
 @pytest.mark.parametrize("integers", [1, 3])
 @pytest.mark.parametrize("keep_ratio", [0.01, 0.1, 0.5, 0.99])
