@@ -102,6 +102,21 @@ __device__ __forceinline__ SoftmaxState softmax_merge(const SoftmaxState (&state
   return out;
 }
 
+// The same of the states of lanes that differ in the bits from `least` up to 16 of their number.
+__device__ __forceinline__ SoftmaxState softmax_merge_lanes(const SoftmaxState& own, int least) {
+  SoftmaxState all = own;
+#pragma unroll
+  for (int mask = 16; mask >= least; mask /= 2) {
+    all.max = fmaxf(all.max, __shfl_xor_sync(0xffffffffu, all.max, mask));
+  }
+  all.sum *= softmax_rescale(own.max, all.max);
+#pragma unroll
+  for (int mask = 16; mask >= least; mask /= 2) {
+    all.sum += __shfl_xor_sync(0xffffffffu, all.sum, mask);
+  }
+  return all;
+}
+
 // The logarithm of the sum of 2^s.
 __device__ __forceinline__ float softmax_log(const SoftmaxState& state) {
   return state.max + log2_approx(state.sum);

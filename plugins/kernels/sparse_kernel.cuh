@@ -44,6 +44,7 @@ struct Config {
   static constexpr int kRingBudget = kWide ? 160 * 1024 : 64 * 1024;
   using Attend = AttendShape<kHeadDim, kHeadTiles, kWarps, kRingBudget>;
   using Score = ScoreShape<kHeadDim, kHeadTiles, kWarps, kRingBudget>;
+  static_assert(Score::kPerRound >= kMinScored);
 
   static constexpr bool kHasTeams = kWide && kHeadDim <= 128;
   using Team = TeamShape<kHeadDim, kHeadTiles, kWarps>;
@@ -119,9 +120,7 @@ __device__ void do_attend(const Args& a, const Plan& plan, const RowItem& item, 
     if ((a.roles & kAppend) != 0 && part.end_block == plan.selected[item.seq]) {
       wait(counters + kAppendedWord, 1);
     }
-    PartTiles tiles{a, selection,
-                    a.block_table + static_cast<int64_t>(item.seq) * a.max_blocks_per_seq,
-                    plan.kv_len[item.seq], part};
+    PartTiles tiles{a, selection, table_of(a, item.seq), plan.kv_len[item.seq], part};
     attend<T>(a, item.kv_head, tiles, shared.staged(), shared.items.attend,
               [&](int head, int column, const SoftmaxState& state, const float (&sum)[4]) {
                 if (item.pieces == 1) {
@@ -160,7 +159,7 @@ __device__ void make_keys(const Args& a, const Plan& plan, const RowItem& item, 
 #pragma unroll 1
   for (int i = threadIdx.x; i < kBins; i += C::kThreads) own.bins[i] = 0;
   __syncthreads();
-  const int32_t* table = a.block_table + static_cast<int64_t>(item.seq) * a.max_blocks_per_seq;
+  const int32_t* table = table_of(a, item.seq);
   const int blocks = blocks_of(a, plan.kv_len[item.seq]);
   const int size = plan.score_rounds * C::Score::kPerRound;
   const int end = min((item.piece + 1) * size, blocks);

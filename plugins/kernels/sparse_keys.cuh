@@ -21,21 +21,6 @@ __device__ __forceinline__ uint32_t ordered_key(float score) {
   return isnan(score) ? kNanKey : __float_as_uint(score) + 1;
 }
 
-// Merges the states of lanes that differ in the bits from `least` up to 16 of their number.
-__device__ __forceinline__ SoftmaxState merge_lanes(const SoftmaxState& own, int least) {
-  SoftmaxState all = own;
-#pragma unroll
-  for (int mask = 16; mask >= least; mask /= 2) {
-    all.max = fmaxf(all.max, __shfl_xor_sync(0xffffffffu, all.max, mask));
-  }
-  all.sum *= exp2_approx(own.max - softmax_base(all.max));
-#pragma unroll
-  for (int mask = 16; mask >= least; mask /= 2) {
-    all.sum += __shfl_xor_sync(0xffffffffu, all.sum, mask);
-  }
-  return all;
-}
-
 // The sum of what all warps have, for one head.
 template <int kWarps, int kHeads>
 __device__ SoftmaxState merge_warps(const SoftmaxState (&of_warps)[kWarps][kHeads], int head) {
@@ -45,7 +30,7 @@ __device__ SoftmaxState merge_warps(const SoftmaxState (&of_warps)[kWarps][kHead
 #pragma unroll
   for (int warp = 0; warp < kWarps; ++warp) {
     const SoftmaxState& own = of_warps[warp][head];
-    all.sum += own.sum * exp2_approx(own.max - softmax_base(all.max));
+    all.sum += own.sum * softmax_rescale(own.max, all.max);
   }
   return all;
 }
@@ -64,7 +49,7 @@ __device__ void make_head_logs(const SoftmaxState* states, int count, int pitch,
     for (int i = lane; i < count && head < group; i += 32) {
       own = softmax_merge(own, states[i * pitch + head]).state;
     }
-    const float all = softmax_log(merge_lanes(own, 1));
+    const float all = softmax_log(softmax_merge_lanes(own, 1));
     if (lane == 0) head_logs[head] = head < group ? all : -kNoScore;
   }
 }

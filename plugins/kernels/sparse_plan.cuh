@@ -53,6 +53,11 @@ __device__ __forceinline__ int blocks_of(const Args& a, int kv_len) {
   return (kv_len + a.block_size - 1) >> a.block_shift;
 }
 
+// A sequence's row of the block table.
+__device__ __forceinline__ const int32_t* table_of(const Args& a, int seq) {
+  return a.block_table + static_cast<int64_t>(seq) * a.max_blocks_per_seq;
+}
+
 // Whether an entry of the block table can be read.
 __device__ __forceinline__ bool is_pool_block(const Args& a, int entry) {
   return entry >= 0 && entry < a.num_blocks;

@@ -12,8 +12,8 @@
 #include "kv_append.cuh"
 #include "mma.cuh"
 #include "pool.cuh"
+#include "softmax_state.cuh"
 #include "sparse_args.h"
-#include "sparse_keys.cuh"
 #include "sparse_plan.cuh"
 #include "vec.h"
 
@@ -109,7 +109,7 @@ class ScoreItem {
       : a_(a),
         rounds_(range.rounds),
         scored_end_(min(range.end, range.blocks - a.local_blocks)),
-        table_(a.block_table + static_cast<int64_t>(range.seq) * a.max_blocks_per_seq) {
+        table_(table_of(a, range.seq)) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     first_ = range.begin + own_first();
     summaries_ = pool<const T>(a.summary, a.append.indirect) + range.kv_head * 2 * kHeadDim +
@@ -167,7 +167,7 @@ class ScoreItem {
     for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
-        const SoftmaxState all = merge_lanes(sums[tile][j], 4);
+        const SoftmaxState all = softmax_merge_lanes(sums[tile][j], 4);
         if (lane < 4) of_warps[threadIdx.x / 32][tile * 8 + head + j] = all;
       }
     }

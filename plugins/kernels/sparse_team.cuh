@@ -141,8 +141,7 @@ class Team {
   // Where the terms of `own` blocks go: to shared memory where they are few, or to the workspace.
   __device__ float* terms_of(int own) const {
     if (s_.holds_terms(own, a_.term_pitch)) return s_.held_terms(own);
-    const int64_t row = static_cast<int64_t>(row_.seq) * a_.kv_heads + row_.kv_head;
-    return a_.terms + (row * a_.key_pitch + row_.begin) * a_.term_pitch;
+    return a_.terms + (row_.row(a_) * a_.key_pitch + row_.begin) * a_.term_pitch;
   }
 
   // Makes the row's head_logs from what everybody has summed up; returns where the `own` blocks'
@@ -183,16 +182,9 @@ class Team {
   __device__ int quota(int rank) const {
     return share(row_.wanted, rank + 1) - share(row_.wanted, rank);
   }
-  __device__ int32_t* counters() const {
-    return row_counters(a_, row_.seq * a_.kv_heads + row_.kv_head);
-  }
-  __device__ const int32_t* table() const {
-    return a_.block_table + static_cast<int64_t>(row_.seq) * a_.max_blocks_per_seq;
-  }
-  __device__ int32_t* selection() const {
-    return a_.selection +
-           (static_cast<int64_t>(row_.seq) * a_.kv_heads + row_.kv_head) * a_.max_selected;
-  }
+  __device__ int32_t* counters() const { return row_counters(a_, static_cast<int>(row_.row(a_))); }
+  __device__ const int32_t* table() const { return table_of(a_, row_.seq); }
+  __device__ int32_t* selection() const { return a_.selection + row_.row(a_) * a_.max_selected; }
 
   __device__ void write_counts() const {
     if (a_.counts == nullptr || threadIdx.x >= a_.batch_size) return;

@@ -136,6 +136,10 @@ struct TeamRow {
   int wanted;
   int begin;  // own blocks
   int end;
+
+  __device__ int64_t row(const Args& a) const {
+    return static_cast<int64_t>(seq) * a.kv_heads + kv_head;
+  }
 };
 
 // What of the selection is a thread block's.

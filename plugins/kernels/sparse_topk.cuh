@@ -1,15 +1,14 @@
 // The exact top-k of one row's keys by one thread block, in ascending order of blocks.
 //
-// An interval of keys is known to hold
-// the k-th largest: keys above it are in, keys below are out. It starts as the bin of the row's
-// histogram, which whoever makes keys has counted, and shrinks by a factor of kBins with
-// each histogram of what lies inside, until all of the inside is taken or only equal keys are left,
-// of which the first blocks are taken. The result is a function of the keys alone.
+// An interval of keys is known to hold the k-th largest: keys above it are in, keys below are out.
+// It starts as the bin of the row's histogram, which whoever makes keys has counted, and shrinks by
+// a factor of kBins with each histogram of what lies inside, until all of the inside is taken or
+// only equal keys are left, of which the first blocks are taken. The result is a function of the
+// keys alone.
 #pragma once
 
 #include "mma.cuh"
 #include "sparse_args.h"
-#include "sparse_keys.cuh"
 #include "sparse_plan.cuh"
 
 namespace trt_resa {

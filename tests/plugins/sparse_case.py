@@ -113,7 +113,7 @@ def make_cache(
 
 #: Relative error of the root in a term: its squares are rounded to the type.
 ROOT_ERROR = {torch.float16: 2**-11, torch.bfloat16: 2**-8}
-#: Of what scores add to terms: sums in fp32, logarithms of some tens, keys in steps of 2^-21.
+#: Of what scores add to terms: sums and logarithms of some tens in fp32, approximate exponentials.
 SCORE_ERROR = 1e-5
 
 

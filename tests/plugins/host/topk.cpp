@@ -2,6 +2,7 @@
 
 #include "device_on_host.h"
 
+#include "sparse_keys.cuh"
 #include "sparse_topk.cuh"
 
 #include <cstdio>
