@@ -23,6 +23,7 @@ using Params = trt_resa_int4_linear_params;
 constexpr int kWarps = 8;
 constexpr int kMaxRows = 32;
 constexpr int kManyTiles = 1024;  // from here on half as many warps per tile keep a GPU busy
+constexpr int kFewTiles = 256;    // up to here thread blocks are few and may use more registers
 
 __device__ inline uint4 load_once(const uint4* address) {
   uint4 out;
@@ -32,8 +33,10 @@ __device__ inline uint4 load_once(const uint4* address) {
   return out;
 }
 
-// kRowTiles tiles of 8 rows; kTiles tiles of 16 columns per warp; kSlices warps share the inputs.
-template <typename T, int kRowTiles, int kTiles, int kSlices>
+// kRowTiles tiles of 8 rows; kTiles tiles of 16 columns per warp; kSlices warps share the inputs;
+// kReadsAhead: rows are read a block of inputs ahead, which takes registers and hides their latency
+// where few thread blocks are on a multiprocessor.
+template <typename T, int kRowTiles, int kTiles, int kSlices, bool kReadsAhead>
 __global__ void __launch_bounds__(32 * kWarps)
     int4_linear_kernel(const __grid_constant__ Params p) {
   constexpr int kAhead = kTiles == 1 ? 4 : 2;  // blocks of 128 inputs in flight
@@ -86,19 +89,33 @@ __global__ void __launch_bounds__(32 * kWarps)
     const int64_t row = min(n * 8 + g, p.num_rows - 1);
     rows[n] = static_cast<const T*>(p.x) + row * p.in_columns + begin * kScaleInputs + c * 8;
   }
+  Vec<T> next_rows[2][kRowTiles][4];  // of even blocks and of odd ones
+  const auto read_ahead = [&](Vec<T>(&next)[kRowTiles][4]) {
+#pragma unroll
+    for (int n = 0; n < kRowTiles; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) next[n][i] = Vec<T>::load(rows[n] + i * 32);
+      rows[n] += kScaleInputs;
+    }
+  };
+  if (kReadsAhead && begin < end) read_ahead(next_rows[0]);
   float total[kTiles][kRowTiles][4] = {};
   for (int at = begin; at < end; at += kAhead) {
 #pragma unroll
     for (int j = 0; j < kAhead; ++j) {
       if (at + j >= end) break;
+      if (kReadsAhead && at + j + 1 < end) read_ahead(next_rows[(j + 1) % 2]);
       float part[kTiles][kRowTiles][4] = {};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         Vec<T> inputs[kRowTiles][2];
 #pragma unroll
         for (int n = 0; n < kRowTiles; ++n) {
-          inputs[n][0] = Vec<T>::load(rows[n] + half * 64);
-          inputs[n][1] = Vec<T>::load(rows[n] + half * 64 + 32);
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            inputs[n][i] = kReadsAhead ? next_rows[j % 2][n][2 * half + i]
+                                       : Vec<T>::load(rows[n] + half * 64 + i * 32);
+          }
         }
 #pragma unroll
         for (int m = 0; m < kTiles; ++m) {
@@ -121,7 +138,7 @@ __global__ void __launch_bounds__(32 * kWarps)
         }
       }
 #pragma unroll
-      for (int n = 0; n < kRowTiles; ++n) rows[n] += kScaleInputs;
+      for (int n = 0; n < kRowTiles; ++n) rows[n] += kReadsAhead ? 0 : kScaleInputs;
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
         const float2 scale =
@@ -211,20 +228,23 @@ int32_t check(const Params& p) {
 template <typename T, int kRowTiles, int kTiles>
 int32_t launch_slices(const Params& p, void* stream) {
   const int tiles = p.out_columns / kTileColumns;
-  const auto run = [&](auto slices) {
+  const auto run = [&](auto slices, auto reads_ahead) {
     constexpr int kSlices = decltype(slices)::value;
+    constexpr bool kReadsAhead = decltype(reads_ahead)::value;
     constexpr int kPerBlock = kWarps / kSlices * kTiles;
     const dim3 grid(static_cast<unsigned>((tiles + kPerBlock - 1) / kPerBlock));
     LaunchOptions options;
     options.dependent = true;
-    return launch(int4_linear_kernel<T, kRowTiles, kTiles, kSlices>, grid, dim3(32 * kWarps),
-                  stream, p, options);
+    return launch(int4_linear_kernel<T, kRowTiles, kTiles, kSlices, kReadsAhead>, grid,
+                  dim3(32 * kWarps), stream, p, options);
   };
   // With many rows the sums of a tile cost more to bring together.
   if constexpr (kRowTiles > 1) {
-    if (tiles >= kManyTiles) return run(std::integral_constant<int, 4>());
+    if (tiles >= kManyTiles) return run(std::integral_constant<int, 4>(), std::false_type());
+  } else {
+    if (tiles <= kFewTiles) return run(std::integral_constant<int, 8>(), std::true_type());
   }
-  return run(std::integral_constant<int, 8>());
+  return run(std::integral_constant<int, 8>(), std::false_type());
 }
 
 template <typename T>
