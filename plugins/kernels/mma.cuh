@@ -59,6 +59,10 @@ constexpr int kLineBytes = 128;
 __device__ inline void prefetch_line(const void* line) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
 }
+// What is in the line is lost, and need not be written to memory.
+__device__ inline void discard_line(void* line) {
+  asm volatile("discard.global.L2 [%0], 128;" ::"l"(line) : "memory");
+}
 
 // Four 8x8 matrices of 16-bit elements; lane l gives the address of row l % 8 of matrix l / 8.
 __device__ inline void load_matrices(uint32_t address, uint32_t (&out)[4]) {

@@ -145,7 +145,7 @@ class Team {
   }
 
   // Makes the row's head_logs from what everybody has summed up; returns where the `own` blocks'
-  // terms are by then. Begins and ends with a barrier.
+  // terms are by then, for all threads. Begins with a barrier.
   __device__ const float* weigh(const float* terms, int own) {
     constexpr int kHeads = Score::kHeads;
     static_assert(kMaxTeam * kHeads <= kThreads);
@@ -162,18 +162,32 @@ class Team {
     }
     // Meanwhile terms come back from the workspace.
     const int count = own * a_.term_pitch;
+    const float* fetched = nullptr;
     if (!s_.holds_terms(own, a_.term_pitch) && count <= Shared::kFetchedTerms) {
 #pragma unroll 1
       for (int i = 4 * static_cast<int>(threadIdx.x); i < count; i += 4 * kThreads) {
         cp_async_16(shared_address(s_.fetched_terms() + i), terms + i, 16);
       }
+      fetched = terms;
       terms = s_.fetched_terms();
     }
     cluster::wait_for(s_.weighed, 0);
     make_head_logs<kWarps>(s_.of_ranks[0], size_, kHeads, a_.group, s_.head_logs);
     cp_async_wait<0>();
     __syncthreads();
+    if (fetched != nullptr) discard(fetched, count);
     return terms;
+  }
+
+  // Terms that nobody will read again: their lines need not go to memory. Neighbours may be in the
+  // first and the last one.
+  __device__ void discard(const float* terms, int count) const {
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(terms) + kLineBytes - 1) / kLineBytes;
+    const uintptr_t end = reinterpret_cast<uintptr_t>(terms + count) / kLineBytes;
+#pragma unroll 1
+    for (uintptr_t line = begin + threadIdx.x; line < end; line += kThreads) {
+      discard_line(reinterpret_cast<void*>(line * kLineBytes));
+    }
   }
 
   // The first of `count` things that are a rank's.

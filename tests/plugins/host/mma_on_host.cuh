@@ -32,6 +32,9 @@ template <int kPending>
 void cp_async_wait() {}
 constexpr int kLineBytes = 128;
 inline void prefetch_line(const void*) {}
+inline void discard_line(void* line) {
+  std::memset(line, 0xa5, kLineBytes);
+}
 
 // Element `column` of row `row` of matrix `matrix`, whose rows the lanes' addresses name.
 template <typename Of>
