@@ -94,9 +94,10 @@ class Team {
     const bool attends = (a_.roles & kAttend) != 0;
     const bool scores = row_.wanted < row_.blocks;
 
+    // Who has no blocks says so too: a round of none leaves sums of nothing.
     ScoreItem<T, Score> score(a_,
                               {row_.seq, row_.kv_head, row_.blocks, row_.begin, row_.end,
-                               scores ? div_up(own, Score::kPerRound) : 0},
+                               scores ? div_up(max(own, 1), Score::kPerRound) : 0},
                               s_.summaries);
     GroupQueries<T, kHeadDim, Shape::kHeadTiles, kWarps> queries(a_, row_.query_row, row_.kv_head);
     TeamSearch<Shape> search(s_, size_, rank_, row_.blocks);

@@ -102,6 +102,15 @@ def test_terms_beyond_shared_memory(library):
     run(library, cache, Selecting())
 
 
+@pytest.mark.parametrize("group", [1, 7, 16])
+@pytest.mark.parametrize("kv_len", [60, 90, 130, 250])
+def test_fewer_blocks_than_a_team(library, group, kv_len):
+    """What the launch before left in a multiprocessor's shared memory counts for nothing."""
+    run(library, make_cache([30000], q_heads=4 * group, kv_heads=4), Selecting())
+    cache = make_cache([kv_len], q_heads=4 * group, kv_heads=4, seed=kv_len)
+    run(library, cache, Selecting(min_blocks=2))
+
+
 @pytest.mark.parametrize("group", [1, 3, 7, 8, 16])
 @pytest.mark.parametrize("integers", [1, 3])
 @pytest.mark.parametrize("keep_ratio", [0.01, 0.1, 0.5, 0.99])

@@ -109,6 +109,13 @@ def test_block_edges(library, kv_len):
     run(library, make_step([(kv_len, 1)], q_heads=28, kv_heads=4))
 
 
+@pytest.mark.parametrize("kv_len", [60, 90, 130, 250])
+def test_fewer_blocks_than_a_team(library, kv_len):
+    """What the launch before left in a multiprocessor's shared memory counts for nothing."""
+    run(library, make_step([(30000, 1)], q_heads=28, kv_heads=4))
+    run(library, make_step([(kv_len, 1)], q_heads=28, kv_heads=4), Selecting(min_blocks=2))
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -33,7 +33,7 @@ void cp_async_wait() {}
 constexpr int kLineBytes = 128;
 inline void prefetch_line(const void*) {}
 inline void discard_line(void* line) {
-  std::memset(line, 0xa5, kLineBytes);
+  std::memset(line, on_host::kGarbage, kLineBytes);
 }
 
 // Element `column` of row `row` of matrix `matrix`, whose rows the lanes' addresses name.

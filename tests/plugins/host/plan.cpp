@@ -28,7 +28,7 @@ struct Case {
 bool check(const Case& c) {
   const Args& a = c.args;
   auto plan = std::make_unique<Plan>();
-  std::memset(static_cast<void*>(plan.get()), 0xa5, sizeof(Plan));
+  std::memset(static_cast<void*>(plan.get()), on_host::kGarbage, sizeof(Plan));
   gridDim.x = c.thread_blocks;
   on_host::launch(256, [&] { make_plan(a, c.round_blocks, *plan); });
 

@@ -69,6 +69,8 @@ int main() {
   team.team = 16;
   team.kv_heads = 1;
   right &= run<__half, 128, 1, true>("large team", team, {{4001}});
+  right &=
+      run<__half, 64, 1, true>("fewer blocks than a team", team, {{90}, {60}, {250}, {130}, {220}});
   Shape team_tiles = tiles;
   team_tiles.team = 4;
   team_tiles.local_blocks = 2;

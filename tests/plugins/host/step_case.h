@@ -112,7 +112,7 @@ class Case : CaseData<T, kHeadDim> {
     }
     const Sizes sizes = carve(a, nullptr, nullptr);
     std::vector<uint4> workspace(sizes.workspace / 16 + 16), counters(sizes.counters / 16 + 16);
-    std::memset(workspace.data(), 0xa5, workspace.size() * 16);
+    std::memset(workspace.data(), on_host::kGarbage, workspace.size() * 16);
     std::memset(counters.data(), 0, counters.size() * 16);
     carve(a, workspace.data(), counters.data());
 
@@ -121,7 +121,6 @@ class Case : CaseData<T, kHeadDim> {
     constexpr size_t kBytes = (sizeof(Shared) + 127) / 128 * 128;
     const std::unique_ptr<void, decltype(&std::free)> memory(
         std::aligned_alloc(128, kBytes * s_.team), &std::free);
-    std::memset(memory.get(), 0xa5, kBytes * s_.team);
     std::vector<char*> memories;
     for (int rank = 0; rank < s_.team; ++rank) {
       memories.push_back(static_cast<char*>(memory.get()) + rank * kBytes);
@@ -130,6 +129,7 @@ class Case : CaseData<T, kHeadDim> {
     const int clusters = s_.team > 1 ? rows + rows / s_.team + 2 : s_.thread_blocks;
     gridDim.x = clusters * s_.team;
     for (int id = 0; id < clusters; ++id) {
+      std::memset(memory.get(), on_host::kGarbage, kBytes * s_.team);
       trt_resa::cluster::begin(id, memories);
       const auto enter = [&](int rank) {
         trt_resa::cluster::enter(rank);
