@@ -25,7 +25,11 @@ from trt_resa.kernels import load_library
 from trt_resa.runtime import bench_report
 from trt_resa.runtime.bench_points import Point, parse_points
 from trt_resa.runtime.bench_results import PointResult
-from trt_resa.runtime.executors.engine_loading import Linears, choose_linears
+from trt_resa.runtime.executors.engine_loading import (
+    Linears,
+    choose_linears,
+    faster_linears,
+)
 from trt_resa.validation import parse, replace
 
 KV_CACHE_PREFIX = "kv_cache_"
@@ -34,7 +38,8 @@ _DEFAULT_POINTS = "1x32K,1x64K,1x128K"
 
 @dataclass(frozen=True)
 class ShapeBuild:
-    """How to build a random engine: its limits, its types, and what will run its segments."""
+    """How to build a random engine: its limits, its types, and what will run its segments,
+    ``tensorrt`` or ``kernels``."""
 
     max_seq_len: int
     max_batch_size: int
@@ -109,6 +114,9 @@ def make_command(build_shape: BuildShape, shapes: list[str]) -> click.Command:
                 longest = max(point.context for point in wanted)
                 batch = max(point.batch for point in wanted)
                 target = Path(work) / shape
+                if linears == "auto":
+                    capability = torch.cuda.get_device_capability()
+                    linears = faster_linears(quantization != "none", capability)
                 with _timed("built"):
                     build = ShapeBuild(longest, batch, dtype, quantization, linears)
                     engine = build_shape(shape, target, build, sparse)
@@ -157,7 +165,7 @@ def _run(
     facts = {
         "model": name,
         "gpu": torch.cuda.get_device_name(),
-        "linears": choose_linears(linears, engine),
+        "linears": choose_linears(linears, engine, torch.cuda.get_device_capability()),
         "tensorrt": engine.config.build_info.tensorrt_version,
         "kernel_library": load_library().version,
         "torch": torch.__version__,

@@ -48,7 +48,7 @@ KV_CACHE_PREFIX = "kv_cache_"
     type=click.Choice(get_args(Linears)),
     default="auto",
     show_default=True,
-    help="with tensorrt_rtx: what runs the segments; auto: kernels for symmetric INT4 weights",
+    help="with tensorrt_rtx: what runs the segments; auto: what is faster on the GPU",
 )
 @click.option(
     "--gpu_weights_percent",

@@ -48,7 +48,7 @@ class LLM:
     a SparseAttentionConfig or a mapping of the keys that differ; a request can change them again.
     ``device``: "cpu", "cuda" or "auto". ``dtype`` of the torch executor: float32 on a CPU, the
     engine's on a GPU, unless given. ``linears`` of the executor tensorrt_rtx: "tensorrt" for the
-    engines, "kernels" for the kernel library, "auto" for the kernels where they fit.
+    engines, "kernels" for the kernel library and PyTorch, "auto" for what is faster on the GPU.
     ``gpu_weights_percent`` of the executor tensorrt: share of the weights, from 0 to 1, that stays
     in GPU memory, of an engine built with --weight_streaming.
     """

@@ -23,18 +23,29 @@ from trt_resa.runtime.executors.kernel_segments import KernelSegments
 from trt_resa.runtime.executors.rtx_segments import RtxSegments
 from trt_resa.values import linear_size, value_specs
 
-#: What runs the linears of a segment; auto: the kernels for INT4 weights that they can take.
+#: What runs the linears of a segment; auto: what is faster on the GPU, of what can run.
 Linears = Literal["auto", "tensorrt", "kernels"]
 
+#: GPUs, by compute capability, on which 16-bit weights run faster through PyTorch's GEMMs at every
+#: number of rows (docs/gpu_runtime.md). TensorRT-RTX does not support them officially.
+_PYTORCH_AHEAD = ((9, 0),)
 
-def choose_linears(choice: Linears, engine: EngineDirectory) -> Linears:
+
+def faster_linears(int4: bool, capability: tuple[int, int]) -> Linears:
+    """``tensorrt`` or ``kernels``, for INT4 or 16-bit weights on a GPU of a compute capability."""
+    return "kernels" if int4 or capability in _PYTORCH_AHEAD else "tensorrt"
+
+
+def choose_linears(
+    choice: Linears, engine: EngineDirectory, capability: tuple[int, int]
+) -> Linears:
     """``tensorrt`` or ``kernels``. Raises ConfigError when the directory does not hold them."""
     built_for = engine.config.build_config.executors
     int4 = [n for n in engine.network.nodes if "qweight" in n.weights]
     fit = all("offsets" not in n.weights and fits_tiles(*linear_size(n)) for n in int4)
     if choice == "auto":
-        stored = "torch" in built_for
-        return "kernels" if int4 and fit and stored else "tensorrt"
+        can = fit and "torch" in built_for
+        return faster_linears(bool(int4), capability) if can else "tensorrt"
     if choice not in get_args(Linears):
         raise ConfigError(f"linears {choice!r} is not one of {', '.join(get_args(Linears))}")
     if choice == "kernels" and not fit:
@@ -60,7 +71,8 @@ def load_segments(
     TensorRT-RTX or not for this GPU.
     """
     segments = engine.network.segments()
-    if choose_linears(linears, engine) == "kernels":
+    capability = torch.cuda.get_device_capability(device)
+    if choose_linears(linears, engine, capability) == "kernels":
         dtype = getattr(torch, engine.config.build_config.dtype)
         weights = (
             _stored(engine.path / segment_weights(index), segment.weights, device, dtype)
@@ -78,7 +90,7 @@ def load_segments(
 
     config = engine.config
     check_version(config.build_info, engine.path)
-    check_gpu(torch.cuda.get_device_capability(device))
+    check_gpu(capability)
     specs = value_specs(engine.network, config.pretrained_config, config.build_config.dtype)
     files = [engine.path / segment_engine(index) for index in range(len(segments))]
     with torch.cuda.device(device):

@@ -1,8 +1,8 @@
 """Segments without TensorRT: INT4 linears by our kernels, everything else by PyTorch.
 
-The counterpart of ``rtx_segments`` for engines with INT4 weights, which TensorRT-RTX runs far below
-the memory's bandwidth on some GPUs. Weights exist once: a forward of few rows multiplies with them
-as they are, a prefill chunk unpacks one linear at a time for a GEMM.
+The counterpart of ``rtx_segments`` for INT4 weights, which TensorRT-RTX runs far below the memory's
+bandwidth, and for GPUs that it is not made for. INT4 weights exist once: a forward of few rows
+multiplies with them as they are, a prefill chunk unpacks one linear at a time for a GEMM.
 """
 
 from __future__ import annotations

@@ -161,11 +161,19 @@ def test_llm_passes_the_choice_on(tiny_engine: Path) -> None:
         LLM(tiny_engine, executor="tensorrt_rtx", device="cpu")
 
 
+@pytest.fixture
+def ada(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU on which TensorRT-RTX runs 16-bit weights."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))
+
+
+@pytest.mark.usefixtures("ada")
 def test_an_engine_directory_without_engines(tiny_engine: Path) -> None:
     with pytest.raises(EngineError, match=r"built with --executors torch\); build it again"):
         load_segments(EngineDirectory(tiny_engine), "auto", torch.device("cuda"))
 
 
+@pytest.mark.usefixtures("ada")
 def test_engines_of_another_version_are_refused(engines: EngineDirectory) -> None:
     info = dataclasses.replace(engines.config.build_info, tensorrt_version="1.0.0.0")
     other = EngineDirectory(engines.path)
@@ -194,26 +202,28 @@ def test_a_random_checkpoint_is_a_function_of_its_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "auto"),
+    ("changes", "on_9_0", "on_8_9"),
     [
-        ({"quantization": "w4a16"}, "kernels"),
-        ({}, "tensorrt"),
-        ({"quantization": "w4a16", "executors": ("tensorrt_rtx",)}, "tensorrt"),
+        ({"quantization": "w4a16"}, "kernels", "kernels"),
+        ({}, "kernels", "tensorrt"),
+        ({"executors": ("tensorrt_rtx",)}, "tensorrt", "tensorrt"),
+        ({"quantization": "w4a16", "executors": ("tensorrt_rtx",)}, "tensorrt", "tensorrt"),
     ],
 )
-def test_kernels_run_int4_linears_where_their_weights_are(
-    tmp_path: Path, changes: dict[str, object], auto: str
+def test_kernels_run_linears_where_they_are_faster_and_have_weights(
+    tmp_path: Path, changes: dict[str, object], on_9_0: str, on_8_9: str
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
     values = {"dtype": "float16", "executors": ("torch",), "max_num_tokens": 64, **changes}
     build = BuildConfig(**values)
     engine = build_random("tiny", tiny_model(), tmp_path / "e", build, SparseAttentionConfig())
-    assert choose_linears("auto", engine) == auto
+    assert choose_linears("auto", engine, (9, 0)) == on_9_0
+    assert choose_linears("auto", engine, (8, 9)) == on_8_9
     with pytest.raises(ConfigError, match="linears 'onnx' is not one of auto, tensorrt, kernels"):
-        choose_linears("onnx", engine)
+        choose_linears("onnx", engine, (9, 0))
     other = "tensorrt" if "torch" in build.executors else "kernels"
     with pytest.raises(EngineError, match=f"holds nothing that linears '{other}' could run"):
-        choose_linears(other, engine)
+        choose_linears(other, engine, (9, 0))
 
 
 def test_shared_layers_share_their_weights_under_names_of_their_own(tmp_path: Path) -> None:
