@@ -40,6 +40,7 @@ template <typename T, int kRowTiles, int kTiles, int kSlices, bool kReadsAhead>
 __global__ void __launch_bounds__(32 * kWarps)
     int4_linear_kernel(const __grid_constant__ Params p) {
   constexpr int kAhead = kTiles == 1 ? 4 : 2;  // blocks of 128 inputs in flight
+  static_assert(kAhead % 2 == 0, "next_rows has two places");
   constexpr int kSums = kTiles * kRowTiles * 4;
   constexpr int kGroups = kWarps / kSlices;
   __shared__ float sums[kWarps][kSums][32];
