@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from trt_resa.cli_options import given, options_of
-from trt_resa.config import KvCacheConfig, SparseAttentionConfig
+from trt_resa.config import ExecutorName, KvCacheConfig, SparseAttentionConfig
 from trt_resa.engine_dir import EngineDirectory
 from trt_resa.errors import ConfigError
 from trt_resa.kernels import load_library
@@ -26,6 +26,7 @@ from trt_resa.runtime import bench_report
 from trt_resa.runtime.bench_points import Point, parse_points
 from trt_resa.runtime.bench_results import PointResult
 from trt_resa.runtime.executors.engine_loading import (
+    BUILT_FOR,
     Linears,
     choose_linears,
     faster_linears,
@@ -38,14 +39,13 @@ _DEFAULT_POINTS = "1x32K,1x64K,1x128K"
 
 @dataclass(frozen=True)
 class ShapeBuild:
-    """How to build a random engine: its limits, its types, and what will run its segments,
-    ``tensorrt`` or ``kernels``."""
+    """How to build a random engine: its limits, its types, and the executor that it is for."""
 
     max_seq_len: int
     max_batch_size: int
     dtype: str
     quantization: str
-    linears: Linears
+    executor: ExecutorName
 
 
 #: Builds an engine directory of random weights: (shape, directory, how, settings). The command is
@@ -118,7 +118,7 @@ def make_command(build_shape: BuildShape, shapes: list[str]) -> click.Command:
                     capability = torch.cuda.get_device_capability()
                     linears = faster_linears(quantization != "none", capability)
                 with _timed("built"):
-                    build = ShapeBuild(longest, batch, dtype, quantization, linears)
+                    build = ShapeBuild(longest, batch, dtype, quantization, BUILT_FOR[linears])
                     engine = build_shape(shape, target, build, sparse)
             sparse = replace(engine.config.sparse_attention_config, changes, "flags")
             name = shape or engine.path.name

@@ -21,11 +21,11 @@ _CHUNK = 2048
 
 
 def _build_shape(name: str, path: Path, how: Any, sparse: SparseAttentionConfig) -> EngineDirectory:
-    """``how`` is a ``ShapeBuild`` of the runtime; what it will run is all that is built."""
+    """``how`` is a ``ShapeBuild`` of the runtime; what it names is all that is built."""
     values: dict[str, Any] = {
         "dtype": how.dtype,
         "quantization": how.quantization,
-        "executors": ("tensorrt_rtx",) if how.linears == "tensorrt" else ("torch",),
+        "executors": (how.executor,),
         "max_batch_size": how.max_batch_size,
         "max_seq_len": how.max_seq_len,
         "max_num_tokens": max(_CHUNK, how.max_batch_size * sparse.rectify_interval),

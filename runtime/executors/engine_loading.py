@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
 import safetensors
 import torch
 
+from trt_resa.config import ExecutorName
 from trt_resa.engine_dir import (
     ATTENTION_WEIGHTS,
     EngineDirectory,
@@ -25,6 +26,9 @@ from trt_resa.values import linear_size, value_specs
 
 #: What runs the linears of a segment; auto: what is faster on the GPU, of what can run.
 Linears = Literal["auto", "tensorrt", "kernels"]
+
+#: What a directory must have been built for (``--executors``) to hold what either runs.
+BUILT_FOR: Mapping[Linears, ExecutorName] = {"kernels": "torch", "tensorrt": "tensorrt_rtx"}
 
 #: GPUs, by compute capability, on which 16-bit weights run faster through PyTorch's GEMMs at every
 #: number of rows (docs/gpu_runtime.md). TensorRT-RTX does not support them officially.
@@ -44,7 +48,7 @@ def choose_linears(
     int4 = [n for n in engine.network.nodes if "qweight" in n.weights]
     fit = all("offsets" not in n.weights and fits_tiles(*linear_size(n)) for n in int4)
     if choice == "auto":
-        can = fit and "torch" in built_for
+        can = fit and BUILT_FOR["kernels"] in built_for
         return faster_linears(bool(int4), capability) if can else "tensorrt"
     if choice not in get_args(Linears):
         raise ConfigError(f"linears {choice!r} is not one of {', '.join(get_args(Linears))}")
@@ -53,7 +57,7 @@ def choose_linears(
             f"linears 'kernels' takes INT4 weights without zero points and with columns in "
             f"sixteens, and {engine.path} has others; use 'tensorrt'"
         )
-    needed = {"kernels": "torch", "tensorrt": "tensorrt_rtx"}[choice]
+    needed = BUILT_FOR[choice]
     if needed not in built_for:
         raise EngineError(
             f"{engine.path} holds nothing that linears '{choice}' could run (it was built with "

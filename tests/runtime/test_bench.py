@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+import torch
 
 from tests.builder.networks import tiny_model
 from trt_resa import bench_cli
@@ -17,7 +19,7 @@ from trt_resa.contract import Phase
 from trt_resa.errors import ConfigError
 from trt_resa.runtime import bench_report
 from trt_resa.runtime.bench import DENSE_TOKENS, WINDOWS, Steps
-from trt_resa.runtime.bench_cli import ShapeBuild
+from trt_resa.runtime.bench_cli import make_command
 from trt_resa.runtime.bench_gaps import gap_share, step_profile
 from trt_resa.runtime.bench_points import Point, parse_points
 from trt_resa.runtime.bench_results import LoopTimes, Parts, PointResult
@@ -83,28 +85,42 @@ def test_a_shape_can_be_made_for_longer_contexts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("linears", "quantization", "built"),
+    ("linears", "quantization", "capability", "built"),
     [
-        ("tensorrt", "w4a16", ("tensorrt_rtx",)),
-        ("kernels", "w4a16", ("torch",)),
-        ("kernels", "none", ("torch",)),
+        ("auto", "w4a16", (8, 9), ("torch",)),
+        ("auto", "none", (8, 9), ("tensorrt_rtx",)),
+        ("auto", "none", (9, 0), ("torch",)),
+        ("tensorrt", "w4a16", (9, 0), ("tensorrt_rtx",)),
+        ("kernels", "w4a16", (9, 0), ("torch",)),
     ],
 )
 def test_what_will_run_is_all_that_is_built(
     linears: Linears,
     quantization: str,
+    capability: tuple[int, int],
     built: tuple[str, ...],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
     monkeypatch.setattr(bench_cli, "shape", lambda name, length: tiny_model(num_layers=4))
-    how = ShapeBuild(1024, 8, "bfloat16", quantization, linears)
-    engine = bench_cli._build_shape("tiny", tmp_path / "engine", how, SPARSE)
+    asked: list[Any] = []
+
+    def ask(name: str, path: Path, *how: Any) -> NoReturn:
+        asked.extend(how)
+        raise ConfigError("enough is known")
+
+    flags = ["--points", "8x1K", "--linears", linears, "--quantization", quantization]
+    with monkeypatch.context() as gpu, pytest.raises(ConfigError, match="enough is known"):
+        gpu.setattr(torch.cuda, "is_available", lambda: True)
+        gpu.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+        make_command(ask, ["tiny"]).main(["--shape", "tiny", *flags], standalone_mode=False)
+    engine = bench_cli._build_shape("tiny", tmp_path / "engine", *asked)
     build = engine.config.build_config
     assert build.executors == built
     assert (build.max_batch_size, build.max_seq_len, build.dtype) == (8, 1024, "bfloat16")
-    assert choose_linears(linears, engine, (8, 0)) == linears
+    chosen = choose_linears(linears, engine, capability)
+    assert chosen == ("kernels" if built == ("torch",) else "tensorrt")
 
 
 @pytest.mark.parametrize("together", [1, 3])
