@@ -119,8 +119,9 @@ class ScoreItem {
   }
 
   // Writes the terms of block i of the range to `terms` [i, term_pitch], and each head's sum of
-  // 2^term over a warp's blocks to `of_warps` in shared memory. `stage` is called when the first
-  // copies are under way: after it the group's queries are in shared memory at `queries`.
+  // 2^term over a warp's blocks to `of_warps` in shared memory; without rounds neither. `stage` is
+  // called when the first copies are under way: after it the group's queries are in shared memory
+  // at `queries`.
   template <typename Stage>
   __device__ void score(const T* queries, Stage&& stage, float* terms,
                         SoftmaxState (&of_warps)[Shape::kWarps][Shape::kHeads]) {

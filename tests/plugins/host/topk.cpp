@@ -35,10 +35,10 @@ bool check(const char* name, const std::vector<uint32_t>& keys, int wanted, int 
   std::vector<int32_t> counted(kBins, 0);
   for (uint32_t key : keys) ++counted[bin_slot(bin_of(key, bins_begin(blocks)))];
   auto shared = std::make_unique<Kernel>();
-  std::memset(static_cast<void*>(shared.get()), 0xa5, sizeof(Kernel));
+  std::memset(static_cast<void*>(shared.get()), on_host::kGarbage, sizeof(Kernel));
   trt_resa::shared_memory = reinterpret_cast<char*>(shared.get());
   uint32_t histogram[kBins];
-  std::memset(histogram, 0xa5, sizeof histogram);
+  std::memset(histogram, on_host::kGarbage, sizeof histogram);
   std::vector<int32_t> selection(end - begin, -1);
   on_host::launch(kThreads, [&] {
     shared->select(row, counted.data(), blocks, wanted, begin, end, selection.data(), histogram);
