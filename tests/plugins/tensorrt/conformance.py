@@ -88,19 +88,19 @@ class Plugin:
 
     def __init__(self, host: Host, pointer: int) -> None:
         self._host = host
-        self._library = host.library
+        self._lib = host.lib
         self.pointer = pointer
 
     def __del__(self) -> None:
-        self._library.conformance_destroy(ctypes.c_void_p(self.pointer))
+        self._lib.conformance_destroy(ctypes.c_void_p(self.pointer))
 
     def _call(self, name: str, *arguments: object) -> int:
-        function = getattr(self._library, f"conformance_{name}")
+        function = getattr(self._lib, f"conformance_{name}")
         return function(ctypes.c_void_p(self.pointer), *arguments)
 
     def identity(self) -> str:
-        self._library.conformance_identity.restype = ctypes.c_char_p
-        text = self._library.conformance_identity(ctypes.c_void_p(self.pointer))
+        self._lib.conformance_identity.restype = ctypes.c_char_p
+        text = self._lib.conformance_identity(ctypes.c_void_p(self.pointer))
         return text.decode()
 
     def clone(self) -> Plugin | None:
@@ -145,17 +145,17 @@ class Host:
     """A TensorRT of ``version``, as getInferLibVersion gives it, that has loaded the plugin."""
 
     def __init__(self, library: Path, plugin: Path, version: int) -> None:
-        self.library = ctypes.CDLL(str(library))
+        self.lib = ctypes.CDLL(str(library))
         for name in ("open", "create", "reload", "clone", "attach"):
-            getattr(self.library, f"conformance_{name}").restype = ctypes.c_void_p
-        self.library.conformance_messages.restype = ctypes.c_char_p
-        self.library.conformance_workspace.restype = ctypes.c_uint64
-        self._creator = self.library.conformance_open(str(plugin).encode(), version)
+            getattr(self.lib, f"conformance_{name}").restype = ctypes.c_void_p
+        self.lib.conformance_messages.restype = ctypes.c_char_p
+        self.lib.conformance_workspace.restype = ctypes.c_uint64
+        self._creator = self.lib.conformance_open(str(plugin).encode(), version)
         assert self._creator, self.messages()
 
     def messages(self) -> str:
         """What the plugin logged since the last call."""
-        return self.library.conformance_messages().decode()
+        return self.lib.conformance_messages().decode()
 
     def own(self, pointer: int | None) -> Plugin | None:
         return Plugin(self, pointer) if pointer else None
@@ -166,9 +166,9 @@ class Host:
         values = (ctypes.c_double * count)(*fields.values())
         kinds = (ctypes.c_int32 * count)(*(KINDS[name] == "float32" for name in fields))
         creator = ctypes.c_void_p(self._creator)
-        return self.own(self.library.conformance_create(creator, count, names, values, kinds))
+        return self.own(self.lib.conformance_create(creator, count, names, values, kinds))
 
     def reload(self, plugin: Plugin) -> Plugin | None:
         """Through the serialised fields, as an engine keeps them."""
         creator, pointer = ctypes.c_void_p(self._creator), ctypes.c_void_p(plugin.pointer)
-        return self.own(self.library.conformance_reload(creator, pointer))
+        return self.own(self.lib.conformance_reload(creator, pointer))
