@@ -111,10 +111,12 @@ def test_what_will_run_is_all_that_is_built(
         raise ConfigError("enough is known")
 
     flags = ["--points", "8x1K", "--linears", linears, "--quantization", quantization]
-    with monkeypatch.context() as gpu, pytest.raises(ConfigError, match="enough is known"):
+    command = make_command(ask, ["tiny"])
+    with monkeypatch.context() as gpu:
         gpu.setattr(torch.cuda, "is_available", lambda: True)
         gpu.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-        make_command(ask, ["tiny"]).main(["--shape", "tiny", *flags], standalone_mode=False)
+        with pytest.raises(ConfigError, match="enough is known"):
+            command.main(["--shape", "tiny", *flags], standalone_mode=False)
     engine = bench_cli._build_shape("tiny", tmp_path / "engine", *asked)
     build = engine.config.build_config
     assert build.executors == built
