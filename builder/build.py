@@ -70,7 +70,8 @@ def build(
     ``compute_capabilities`` is a choice of ``COMPUTE_CAPABILITIES`` for TensorRT-RTX;
     ``profiling_verbosity`` (none, layer_names_only or detailed) is what the engine inspector can
     list later; ``trt_options`` are those of the executor tensorrt. Memory stays below twice the
-    larger of the largest segment and the largest checkpoint shard, plus 1 GiB; for the executor
+    larger of the largest segment and the largest checkpoint shard, plus 1 GiB, most of which are
+    libraries: those of a PyTorch with CUDA take some 25 MB more than that. For the executor
     tensorrt, which takes all weights at once, it is several times the model. Raises ConfigError,
     CheckpointError or EngineError.
     """
