@@ -12,6 +12,7 @@
 #include "pool.cuh"
 #include "sparse_args.h"
 #include "sparse_plan.cuh"
+#include "sparse_queries.cuh"
 #include "vec.h"
 
 namespace trt_resa {
@@ -159,7 +160,7 @@ struct WarpAttention {
 #pragma unroll
     for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
       const int head = tile * 8 + lane / 4;
-      const T* row = q + head * Shape::kHeadDim + lane % 4 * 2;
+      const T* row = q + head * kQueryPitch<Shape::kHeadDim> + lane % 4 * 2;
 #pragma unroll
       for (int step = 0; step < kQuerySteps; ++step) {
 #pragma unroll
@@ -311,13 +312,13 @@ __device__ void attend(const Args& a, int kv_head, Tiles& tiles, const T* querie
 #pragma unroll 1
       for (int at = threadIdx.x; at < Shape::kHeads * Shape::kChunks; at += blockDim.x) {
         const int head = at / Shape::kChunks;
-        const Vec<T> vec = head < group ? Vec<T>::load(queries + at * kVecSize) : Vec<T>();
+        const Vec<T> vec = head < group ? Vec<T>::load(queries + head * kQueryPitch<kHeadDim> +
+                                                       at % Shape::kChunks * kVecSize)
+                                        : Vec<T>();
         vec.store(reinterpret_cast<T*>(shared.query +
                                        unit_offset<Shape::kChunks>(head, at % Shape::kChunks)));
       }
       __syncthreads();
-    } else {
-      attention.load_query(queries, group);
     }
     uint32_t weights[Shape::kHeadTiles][2];
     int slot = 0;
@@ -325,6 +326,7 @@ __device__ void attend(const Args& a, int kv_head, Tiles& tiles, const T* querie
     for (int unit = -Shape::kUnits; unit < 2 * stream.tiles; ++unit) {
       if (unit >= 0) {
         const uint32_t bytes = stream.ring + slot * Shape::kUnitBytes;
+        if (unit == 0 && !Shape::kQueryInShared) attention.load_query(queries, group);
         cp_async_wait<Shape::kUnits - 1>();
         __syncwarp();
         if (unit % 2 == 0) {

@@ -70,7 +70,7 @@ struct Config {
       std::conditional_t<kHasTeams, TeamShared<Team>, NoTeam> team;
     };
     append::RopeTable<kHeadDim, 1> rope;
-    alignas(16) char queries[8 * kHeadTiles * kHeadDim * sizeof(T)];
+    alignas(16) char queries[8 * kHeadTiles * kQueryPitch<kHeadDim> * sizeof(T)];
 
     __device__ T* staged() { return reinterpret_cast<T*>(queries); }
   };

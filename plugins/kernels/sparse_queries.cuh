@@ -12,6 +12,11 @@
 namespace trt_resa {
 namespace sparse {
 
+// Elements from one query in shared memory to the next: the same columns of eight queries lie in
+// different banks.
+template <int kHeadDim>
+constexpr int kQueryPitch = kHeadDim + kVecSize;
+
 // What a thread block still holds in shared memory from the item before.
 struct Held {
   int rope_of = -1;  // sequence whose position the RoPE table is for
@@ -53,7 +58,7 @@ class GroupQueries {
     }
   }
 
-  // The queries as kv_append keeps them to `staged` [group, kHeadDim] in shared memory. Begins and
+  // The queries as kv_append keeps them to `staged` [group, kQueryPitch] in shared memory. Begins and
   // ends with a barrier.
   __device__ void stage(append::RopeTable<kHeadDim, 1>& table, T* staged) {
     if (fills_) table.set(a_.append, angle_);
@@ -66,7 +71,7 @@ class GroupQueries {
         out = append::finish_row<T, kHeadDim>(a_.append, out, norms_, norm_weight_, rotates_, table,
                                               0);
       }
-      if (has_vec()) out.store(staged + head(i) * kHeadDim + column());
+      if (has_vec()) out.store(staged + head(i) * kQueryPitch<kHeadDim> + column());
     }
     __syncthreads();
   }

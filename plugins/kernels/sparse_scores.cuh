@@ -15,6 +15,7 @@
 #include "softmax_state.cuh"
 #include "sparse_args.h"
 #include "sparse_plan.cuh"
+#include "sparse_queries.cuh"
 #include "vec.h"
 
 namespace trt_resa {
@@ -79,7 +80,7 @@ struct ScoreQueries {
 #pragma unroll
       for (int j = 0; j < Shape::kVecs; ++j) {
         if (head < group) {
-          plain[tile][j] = Vec<T>::load(q + head * Shape::kHeadDim + (4 * j + lane % 4) * kVecSize);
+          plain[tile][j] = Vec<T>::load(q + head * kQueryPitch<Shape::kHeadDim> + (4 * j + lane % 4) * kVecSize);
         }
         squares[tile][j] = scaled_squares(plain[tile][j]);
       }

@@ -245,15 +245,17 @@ class Team {
     const uint32_t least = whole ? interval.first : interval.last + 1;
     const int own = row_.end - row_.begin;
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    // What a thread takes it puts one after another: few keys go to many threads.
+    const int per_thread = own <= kThreads ? 1 : own <= 2 * kThreads ? 2 : 4;
     // Numbers of keys that are taken, and in the upper half of those that tie.
     int before = 0;
 #pragma unroll 1
-    for (int base = 0; base < own; base += 4 * kThreads) {
-      const int first = base + 4 * static_cast<int>(threadIdx.x);
+    for (int base = 0; base < own; base += per_thread * kThreads) {
+      const int first = base + per_thread * static_cast<int>(threadIdx.x);
       uint32_t takes = 0, ties = 0;  // a bit for each of four keys
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const bool exists = first + i < own;
+        const bool exists = i < per_thread && first + i < own;
         const uint32_t key = exists ? s_.keys[first + i] : 0;
         takes |= (exists && key >= least ? 1u : 0u) << i;
         ties |= (exists && !whole && key == interval.last ? 1u : 0u) << i;
@@ -295,9 +297,14 @@ class Team {
       return;
     }
     const int number = mine_.given_before + place;
-    int to = 0, taken = 0;
+    int to = 0, taken = 0;  // who takes it, and what those before take
 #pragma unroll 1
-    for (; s_.taken[to] <= number; ++to) taken = s_.taken[to];
+    for (int half = size_ / 2; half > 0; half /= 2) {
+      const int upto = s_.taken[to + half - 1];
+      if (upto > number) continue;
+      to += half;
+      taken = upto;
+    }
     cluster::send(s_.entries() + s_.kept[to] + number - taken, entry, s_.handed_on, to);
   }
 

@@ -78,13 +78,16 @@ class TeamSearch {
   // Sends the own counts to all others, and waits for theirs. Begins with a barrier.
   __device__ void exchange_counts(int round) {
     constexpr int kBytes = static_cast<int>(sizeof(TeamCounts));
-    const int peer = static_cast<int>(threadIdx.x);
     uint64_t& counted = s_.counted[round % 2];
     cluster::fence_before_send();
     __syncthreads();
-    if (peer == 0) cluster::arrive_expecting(counted, (size_ - 1) * kBytes);
-    if (peer < size_ && peer != rank_) {
-      cluster::send_bytes(&own_counts(round), kBytes, counted, peer);
+    if (threadIdx.x == 0) cluster::arrive_expecting(counted, (size_ - 1) * kBytes);
+    // Lanes would send one after another, warps do so at once.
+    if (threadIdx.x % 32 == 0) {
+#pragma unroll 1
+      for (int peer = static_cast<int>(threadIdx.x) / 32; peer < size_; peer += kWarps) {
+        if (peer != rank_) cluster::send_bytes(&own_counts(round), kBytes, counted, peer);
+      }
     }
     cluster::wait_for(counted, round / 2 % 2);
     // All others have what was sent in the round before: they have sent something after it.
