@@ -65,6 +65,11 @@ int main() {
     crowded.keep_ratio = keep_ratio;
     right &= run<__half, 64, 1, true>("one of a team hands on", crowded, {{2600}, {2001}});
   }
+  for (int different : {7, 2, 1}) {  // up to as many as are compared with one another, and more
+    Shape ties = team;
+    ties.different = different;
+    right &= run<__half, 64, 1, true>("a team's ties", ties, {{4000}, {3900}});
+  }
   right &= run<__half, 64, 1, true>("short teams", team, {{1}, {16}, {17}, {300}, {33}, {80}});
   team.team = 16;
   team.kv_heads = 1;

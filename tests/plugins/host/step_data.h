@@ -30,6 +30,7 @@ struct Shape {
   bool exact = true;  // integers, no norm, no rotation
   int thread_blocks = 5;
   int team = 1;          // thread blocks of a cluster
+  int different = 0;     // blocks with other keys than the ones before them; 0: all
   bool crowded = false;  // the selection lies in the first quarter of a sequence, for the most part
 };
 
@@ -64,7 +65,10 @@ class CaseData {
         for (int head = 0; head < s_.kv_heads; ++head) {
           for (int d = 0; d < kHeadDim; ++d) {
             const float weight = s_.crowded && 4 * token < kv_lens_[seq] ? 3.0f : 1.0f;
-            *kv(seq, token, 0, head, d) = T(weight * static_cast<float>(value()));
+            const int like = token - s_.different * s_.block_size;
+            *kv(seq, token, 0, head, d) = s_.different > 0 && like >= 0
+                                              ? *kv(seq, like, 0, head, d)
+                                              : T(weight * static_cast<float>(value()));
             *kv(seq, token, 1, head, d) = value();
           }
         }
