@@ -58,8 +58,8 @@ class GroupQueries {
     }
   }
 
-  // The queries as kv_append keeps them to `staged` [group, kQueryPitch] in shared memory. Begins and
-  // ends with a barrier.
+  // The queries as kv_append keeps them to `staged` [group, kQueryPitch] in shared memory. Begins
+  // and ends with a barrier.
   __device__ void stage(append::RopeTable<kHeadDim, 1>& table, T* staged) {
     if (fills_) table.set(a_.append, angle_);
     __syncthreads();

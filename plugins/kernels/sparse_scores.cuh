@@ -80,7 +80,8 @@ struct ScoreQueries {
 #pragma unroll
       for (int j = 0; j < Shape::kVecs; ++j) {
         if (head < group) {
-          plain[tile][j] = Vec<T>::load(q + head * kQueryPitch<Shape::kHeadDim> + (4 * j + lane % 4) * kVecSize);
+          plain[tile][j] =
+              Vec<T>::load(q + head * kQueryPitch<Shape::kHeadDim> + (4 * j + lane % 4) * kVecSize);
         }
         squares[tile][j] = scaled_squares(plain[tile][j]);
       }
