@@ -294,8 +294,8 @@ __device__ __forceinline__ void store_four(T* target, const float (&x)[4], float
 }
 
 // Attends to tiles of one KV head and calls `keep` with each query head of the group, each four
-// columns from a first one on, and their state and accumulators. `queries` are the group's, in
-// shared memory.
+// columns from a first one on, and their state and accumulators. `queries` [group, kQueryPitch] are
+// the group's, in shared memory.
 template <typename T, typename Shape, typename Tiles, typename Keep>
 __device__ void attend(const Args& a, int kv_head, Tiles& tiles, const T* queries,
                        AttendShared<Shape>& shared, Keep&& keep) {
@@ -326,6 +326,7 @@ __device__ void attend(const Args& a, int kv_head, Tiles& tiles, const T* querie
     for (int unit = -Shape::kUnits; unit < 2 * stream.tiles; ++unit) {
       if (unit >= 0) {
         const uint32_t bytes = stream.ring + slot * Shape::kUnitBytes;
+        // Only now: the first copies are under way meanwhile.
         if (unit == 0 && !Shape::kQueryInShared) attention.load_query(queries, group);
         cp_async_wait<Shape::kUnits - 1>();
         __syncwarp();
