@@ -65,7 +65,7 @@ int main() {
     crowded.keep_ratio = keep_ratio;
     right &= run<__half, 64, 1, true>("one of a team hands on", crowded, {{2600}, {2001}});
   }
-  for (int different : {7, 2, 1}) {  // up to as many as are compared with one another, and more
+  for (int different : {7, 2, 1}) {  // a seventh of the blocks equal, half of them, all
     Shape ties = team;
     ties.different = different;
     right &= run<__half, 64, 1, true>("a team's ties", ties, {{4000}, {3900}});
