@@ -29,8 +29,19 @@ __device__ inline uint32_t opaque_address(uint32_t address) {
   return __shfl_sync(0xffffffffu, address, static_cast<int>(threadIdx.x % 32));
 }
 
-// The same of what a launch reads once: in the L2 cache its lines give way before others. `target`
-// comes from an opaque_address.
+// A value that the compiler is to keep rather than to find again where it is used.
+template <typename T>
+__device__ inline T kept(T value) {
+  if constexpr (sizeof(T) == 8) {
+    asm volatile("" : "+l"(value));
+  } else {
+    asm volatile("" : "+r"(value));
+  }
+  return value;
+}
+
+// cp_async_16 of what a launch reads once: in the L2 cache its lines give way before others.
+// `target` comes from an opaque_address.
 __device__ inline void cp_async_16_once(uint32_t target, const void* source, bool valid) {
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));

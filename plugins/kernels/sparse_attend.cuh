@@ -18,6 +18,8 @@
 namespace trt_resa {
 namespace sparse {
 
+constexpr int kSharedAlign = 512;  // of units, in shared memory: the longest row
+
 // kRingBudget: bytes of shared memory for the rings of all warps.
 template <int kHeadDim_, int kHeadTiles_, int kWarps_, int kRingBudget>
 struct AttendShape {
@@ -26,15 +28,13 @@ struct AttendShape {
   static constexpr int kWarps = kWarps_;
   static constexpr int kChunks = kHeadDim / kVecSize;  // of 16 bytes in a row
   static constexpr int kUnitBytes = kTileKeys * kHeadDim * 2;
-  // Three units keep a tile in flight while another is worked on.
-  static constexpr int kFitting = kRingBudget / kWarps / kUnitBytes;
-  static constexpr int kUnits = kFitting > 6 ? 6 : kFitting;
-  static constexpr int kRingBytes = kUnits * kUnitBytes;
-  static_assert(kUnits >= 2 && kUnits <= 6);  // ring_valid serves up to four tiles
+  static constexpr int kFitting = kRingBudget / kWarps / (2 * kUnitBytes);
+  static constexpr int kRingTiles = kFitting > 3 ? 3 : kFitting;
+  static constexpr int kRingBytes = 2 * kRingTiles * kUnitBytes;
+  static_assert(kRingTiles >= 1);
   static constexpr int kHeads = 8 * kHeadTiles;
   // Fragments of the queries stay in registers, but where they and the accumulators would not fit.
   static constexpr bool kQueryInShared = kHeadTiles * kHeadDim == 512;
-  static constexpr int kQueryBytes = kQueryInShared ? kHeads * kHeadDim * 2 : 16;
   static constexpr int kMergeStride = kHeadDim + 4;  // floats; spreads heads over the banks
   static constexpr int kSharedBytes =
       kWarps * (kRingBytes > kHeads * kMergeStride * 4 ? kRingBytes : kHeads * kMergeStride * 4);
@@ -47,6 +47,15 @@ template <int kChunks>
 __device__ __forceinline__ uint32_t unit_offset(int row, int chunk) {
   const int place = kChunks % 8 == 0 ? chunk ^ (row & 7) : chunk ^ (row >> 1 & 3);
   return static_cast<uint32_t>((row * kChunks + place) * 16);
+}
+
+// The same of a place that is `step` pairs of chunks behind one of `first`, the offset of the lower
+// or the upper chunk of the row's first pair: where a row's length is a power of two that is one
+// instruction, also on an address whose unit is aligned to a row.
+template <int kChunks>
+__device__ __forceinline__ uint32_t behind(uint32_t first, int step, int row, int half) {
+  if constexpr (kChunks % 8 == 0) return first ^ static_cast<uint32_t>(step * 32);
+  return first - unit_offset<kChunks>(row, half) + unit_offset<kChunks>(row, step * 2 + half);
 }
 
 // A tile to be read: its pool block, or -1 for one that is not to be read, its first key in the
@@ -85,62 +94,100 @@ struct PartTiles {
 
 // The tiles of one warp, looked up 32 at a time, and their way into the ring.
 template <typename T, typename Shape, typename Tiles>
-struct TileStream {
-  const Args& a;
-  int kv_head;
-  Tiles& all;  // of the thread block; this warp's are those from its own number on, kWarps apart
-  uint32_t ring;
-  int* ring_valid;  // [4] of the tiles in the ring: tile % 4
-  int tiles = div_up(max(all.count() - static_cast<int>(threadIdx.x) / 32, 0), Shape::kWarps);
-  int next_unit = 0;
-  int next_slot = 0;
-  int64_t source = -1;  // lane l: element offset of the K of tile 32 * i + l, or -1: read nothing
-  int valid = 0;        // and its keys that may be seen
+class TileStream {
+ public:
+  // `all` are the thread block's: this warp's are those from its own number on, kWarps apart.
+  __device__ TileStream(const Args& a, int kv_head, Tiles& all, uint32_t ring)
+      : a_(a),
+        kv_head_(kv_head),
+        all_(all),
+        count_(div_up(max(all.count() - static_cast<int>(threadIdx.x) / 32, 0), Shape::kWarps)),
+        target_(kept(ring + unit_offset<Shape::kChunks>(threadIdx.x % 32 / Shape::kChunks,
+                                                        threadIdx.x % 32 % Shape::kChunks))),
+        pool_(kept(pool<const T>(a.kv, a.append.indirect) + threadIdx.x % 32 * kVecSize)),
+        to_value_(kept(static_cast<int>(rows_to_value(a)) * Shape::kHeadDim)) {}
 
+  __device__ int count() const { return count_; }
+  // Whether there is such a tile, and is known without `wait`.
+  __device__ bool knows(int tile) const { return tile < count_ && in_all(tile) < all_.known(); }
+
+  // Start the copies of a tile's K, and then of its V, to its place in the ring; tiles follow one
+  // another. A group each, an empty one behind the last tile, so that the number of groups in
+  // flight is constant. The first returns how many keys may be seen.
+  __device__ int start_keys(int tile, int slot) {
+    rows_ = 0;
+    if (tile < count_) {
+      const int lane = threadIdx.x % 32;
+      if (tile % 32 == 0 || in_all(tile) >= looked_up_) {
+        if (in_all(tile) >= all_.known()) all_.wait();
+        look_up(tile / 32 * 32 + lane);
+      }
+      rows_ = __shfl_sync(0xffffffffu, valid_, tile % 32);
+      from_ = pool_ +
+              static_cast<uint64_t>(__shfl_sync(0xffffffffu, row_, tile % 32)) * Shape::kHeadDim;
+      to_ = opaque_address(target_ + slot * (2 * Shape::kUnitBytes));
+      copy_unit(to_, from_, rows_);
+    }
+    cp_async_commit();
+    return rows_;
+  }
+  __device__ void start_values(int tile) {
+    if (tile < count_) copy_unit(to_ + Shape::kUnitBytes, from_ + to_value_, rows_);
+    cp_async_commit();
+  }
+
+ private:
   __device__ int in_all(int tile) const {
     return tile * Shape::kWarps + static_cast<int>(threadIdx.x) / 32;
   }
 
   __device__ void look_up(int tile) {
-    source = -1;
-    valid = 0;
-    if (tile >= tiles || in_all(tile) >= all.known()) return;
-    const Tile found = all.find(in_all(tile));
-    if (!is_pool_block(a, found.pool_block)) return;
-    source = (key_row(a, found.pool_block, kv_head) + found.slot) * Shape::kHeadDim;
-    valid = max(min(found.valid, kTileKeys), 0);
+    row_ = 0;
+    valid_ = 0;
+    looked_up_ = all_.known();
+    if (tile >= count_ || in_all(tile) >= looked_up_) return;
+    const Tile found = all_.find(in_all(tile));
+    if (!is_pool_block(a_, found.pool_block)) return;
+    row_ = static_cast<uint32_t>(key_row(a_, found.pool_block, kv_head_) + found.slot);
+    valid_ = max(min(found.valid, kTileKeys), 0);
   }
 
-  // Starts the copy of the next unit, K and V in turn; an empty group behind the last one, so that
-  // the number of groups in flight is constant.
-  __device__ void start_next() {
-    const int tile = next_unit / 2;
-    if (tile < tiles) {
-      const int lane = threadIdx.x % 32;
-      const bool is_value = next_unit % 2 != 0;
-      const bool waits = in_all(tile) >= all.known();
-      if (!is_value && (tile % 32 == 0 || waits)) {
-        if (waits) all.wait();
-        look_up(tile / 32 * 32 + lane);
-      }
-      const int64_t offset = __shfl_sync(0xffffffffu, source, tile % 32);
-      const int rows = offset < 0 ? 0 : __shfl_sync(0xffffffffu, valid, tile % 32);
-      const T* from = pool<const T>(a.kv, a.append.indirect) + max(offset, int64_t{0}) +
-                      (is_value ? rows_to_value(a) * Shape::kHeadDim : 0);
-      const uint32_t to = opaque_address(ring + next_slot * Shape::kUnitBytes);
-      if (!is_value && lane == 0) ring_valid[tile % 4] = rows;
+  // This lane's pieces of a unit of which `rows` are read, from its first one on, `to` and `from`.
+  __device__ static void copy_unit(uint32_t to, const T* from, int rows) {
+    constexpr int kChunks = Shape::kChunks;
+    const int lane = threadIdx.x % 32;
 #pragma unroll
-      for (int i = 0; i < kTileKeys * Shape::kChunks / 32; ++i) {
+    for (int i = 0; i < kTileKeys * kChunks / 32; ++i) {
+      uint32_t target;
+      int row;
+      if constexpr (32 % kChunks == 0) {
+        // Whole rows apart.
+        constexpr int kRows = 32 / kChunks;
+        target = (to ^ static_cast<uint32_t>((i * kRows & 7) * 16)) + i * 512;
+        row = lane / kChunks + i * kRows;
+      } else {
         const int at = i * 32 + lane;
-        const int row = at / Shape::kChunks;
-        cp_async_16_once(to + unit_offset<Shape::kChunks>(row, at % Shape::kChunks),
-                         from + at * kVecSize, row < rows);
+        row = at / kChunks;
+        target = to - unit_offset<kChunks>(lane / kChunks, lane % kChunks) +
+                 unit_offset<kChunks>(row, at % kChunks);
       }
+      cp_async_16_once(target, from + i * 32 * kVecSize, row < rows);
     }
-    cp_async_commit();
-    ++next_unit;
-    next_slot = next_slot + 1 == Shape::kUnits ? 0 : next_slot + 1;
   }
+
+  const Args& a_;
+  const int kv_head_;
+  Tiles& all_;
+  const int count_;
+  const uint32_t target_;  // this lane's first piece of the first unit
+  const T* const pool_;    // and of the pool's first row
+  const int to_value_;     // elements from a key to its value
+  uint32_t row_ = 0;       // lane l: the pool's row of the first key of tile 32 * i + l
+  int valid_ = 0;          // and its keys that may be seen, 0 where it is not to be read
+  int looked_up_ = 0;      // tiles of the thread block that were known then
+  uint32_t to_ = 0;        // of the tile whose K was started last
+  const T* from_ = nullptr;
+  int rows_ = 0;
 };
 
 // What a warp has gathered: lane l holds query heads 8 * t + 2 * (l % 4) + {0, 1}, and of their
@@ -174,20 +221,22 @@ struct WarpAttention {
 
   // Scores of a tile's keys, of which the first `valid` count, times `scale`; then the new maxima
   // and the weights of the keys, as the right-hand operand of the product with V.
-  // `queries` is where load_query did not put them.
+  // `queries` are the group's, in shared memory; what other heads have there stays with them.
   __device__ void weigh_keys(uint32_t keys, uint32_t queries, int valid, float scale,
                              uint32_t (&weights)[Shape::kHeadTiles][2]) {
     const int lane = threadIdx.x % 32;
+    const int row = lane % 16, half = lane / 16;
+    const uint32_t first = keys + unit_offset<Shape::kChunks>(row, half);
     float scores[Shape::kHeadTiles][4] = {};
 #pragma unroll(Shape::kQueryInShared ? 4 : kSteps)
     for (int step = 0; step < kSteps; ++step) {
       uint32_t matrix[4];
-      load_matrices(keys + unit_offset<Shape::kChunks>(lane % 16, step * 2 + lane / 16), matrix);
+      load_matrices(behind<Shape::kChunks>(first, step, row, half), matrix);
       if constexpr (Shape::kQueryInShared) {
         uint32_t pieces[4];  // two tiles of two halves
-        load_matrices(queries + unit_offset<Shape::kChunks>(lane % 8 + lane / 16 * 8,
-                                                            step * 2 + lane / 8 % 2),
-                      pieces);
+        const int at = (lane % 8 + lane / 16 * 8) * kQueryPitch<Shape::kHeadDim> +
+                       (step * 2 + lane / 8 % 2) * kVecSize;
+        load_matrices(queries + at * static_cast<int>(sizeof(T)), pieces);
         multiply_add<T>(scores[0], matrix, pieces[0], pieces[1]);
         multiply_add<T>(scores[1], matrix, pieces[2], pieces[3]);
       } else {
@@ -237,12 +286,12 @@ struct WarpAttention {
 
   __device__ void add_values(uint32_t values, const uint32_t (&weights)[Shape::kHeadTiles][2]) {
     const int lane = threadIdx.x % 32;
+    const int row = lane % 8 + lane / 16 * 8, half = lane / 8 % 2;
+    const uint32_t first = values + unit_offset<Shape::kChunks>(row, half);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       uint32_t matrix[4];
-      load_matrices_transposed(
-          values + unit_offset<Shape::kChunks>(lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2),
-          matrix);
+      load_matrices_transposed(behind<Shape::kChunks>(first, step, row, half), matrix);
 #pragma unroll
       for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
         multiply_add<T>(accumulator[step][tile], matrix, weights[tile][0], weights[tile][1]);
@@ -279,10 +328,9 @@ struct WarpAttention {
 
 template <typename Shape>
 struct AttendShared {
-  alignas(128) char bytes[Shape::kSharedBytes];  // the warps' rings; then their accumulators
+  alignas(
+      kSharedAlign) char bytes[Shape::kSharedBytes];  // the warps' rings; then their accumulators
   SoftmaxState states[Shape::kWarps][Shape::kHeads];
-  int valid[Shape::kWarps][4];
-  alignas(16) char query[Shape::kQueryBytes];
 };
 
 template <typename T>
@@ -293,90 +341,116 @@ __device__ __forceinline__ void store_four(T* target, const float (&x)[4], float
       make_uint2(reinterpret_cast<const uint32_t&>(low), reinterpret_cast<const uint32_t&>(high));
 }
 
-// Attends to tiles of one KV head and calls `keep` with each query head of the group, each four
-// columns from a first one on, and their state and accumulators. `queries` [group, kQueryPitch] are
-// the group's, in shared memory.
-template <typename T, typename Shape, typename Tiles, typename Keep>
-__device__ void attend(const Args& a, int kv_head, Tiles& tiles, const T* queries,
-                       AttendShared<Shape>& shared, Keep&& keep) {
-  constexpr int kHeadDim = Shape::kHeadDim;
-  const int warp = threadIdx.x / 32;
-  const int group = a.group;
+// Attends to tiles of one KV head, by all threads of a thread block.
+template <typename T, typename Shape, typename Tiles>
+class Attention {
+  static constexpr int kHeadDim = Shape::kHeadDim;
+  static constexpr int kRingTiles = Shape::kRingTiles;
 
-  TileStream<T, Shape, Tiles> stream{a, kv_head, tiles,
-                                     shared_address(shared.bytes) + warp * Shape::kRingBytes,
-                                     shared.valid[warp]};
-  {
-    WarpAttention<T, Shape> attention;
-    if constexpr (Shape::kQueryInShared) {
+ public:
+  // `tiles` may learn of more between calls; `shared` is free from here on.
+  __device__ Attention(const Args& a, int kv_head, Tiles& tiles, AttendShared<Shape>& shared)
+      : a_(a),
+        tiles_(tiles),
+        shared_(shared),
+        ring_(shared_address(shared.bytes) +
+              static_cast<int>(threadIdx.x) / 32 * Shape::kRingBytes),
+        stream_(a, kv_head, tiles, ring_) {}
+
+  // Starts to copy what is known, as much as the rings hold.
+  __device__ void start() {
 #pragma unroll 1
-      for (int at = threadIdx.x; at < Shape::kHeads * Shape::kChunks; at += blockDim.x) {
-        const int head = at / Shape::kChunks;
-        const Vec<T> vec = head < group ? Vec<T>::load(queries + head * kQueryPitch<kHeadDim> +
-                                                       at % Shape::kChunks * kVecSize)
-                                        : Vec<T>();
-        vec.store(reinterpret_cast<T*>(shared.query +
-                                       unit_offset<Shape::kChunks>(head, at % Shape::kChunks)));
-      }
-      __syncthreads();
-    }
-    uint32_t weights[Shape::kHeadTiles][2];
-    int slot = 0;
+    for (; started_ < kRingTiles && stream_.knows(started_); ++started_) start_tile(started_);
+  }
+
+  // Does the rest, and calls `keep` with each query head of the group, each four columns from a
+  // first one on, and their state and accumulators. `queries` [group, kQueryPitch] are the group's,
+  // in shared memory.
+  template <typename Keep>
+  __device__ void run(const T* queries, Keep&& keep) {
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    const int group = a_.group;
+    {
 #pragma unroll 1
-    for (int unit = -Shape::kUnits; unit < 2 * stream.tiles; ++unit) {
-      if (unit >= 0) {
-        const uint32_t bytes = stream.ring + slot * Shape::kUnitBytes;
-        // Only now: the first copies are under way meanwhile.
-        if (unit == 0 && !Shape::kQueryInShared) attention.load_query(queries, group);
-        cp_async_wait<Shape::kUnits - 1>();
+      for (; started_ < kRingTiles; ++started_) start_tile(started_);
+      WarpAttention<T, Shape> attention;
+      // Only now: the first copies are under way meanwhile.
+      if (!Shape::kQueryInShared) attention.load_query(queries, group);
+      uint32_t weights[Shape::kHeadTiles][2];
+      int slot = 0;
+#pragma unroll 1
+      for (int tile = 0; tile < stream_.count(); ++tile) {
+        const uint32_t bytes = ring_ + slot * (2 * Shape::kUnitBytes);
+        const int next = tile + kRingTiles;
+        cp_async_wait<2 * kRingTiles - 1>();
         __syncwarp();
-        if (unit % 2 == 0) {
-          attention.weigh_keys(bytes, shared_address(shared.query), stream.ring_valid[unit / 2 % 4],
-                               a.score_scale, weights);
-        } else {
-          attention.add_values(bytes, weights);
-        }
-        __syncwarp();  // all lanes have read it
-        slot = slot + 1 == Shape::kUnits ? 0 : slot + 1;
+        attention.weigh_keys(bytes, shared_address(queries), valid_[0], a_.score_scale, weights);
+        __syncwarp();  // all lanes have read them
+        shift_valid(stream_.start_keys(next, slot));
+        cp_async_wait<2 * kRingTiles - 1>();
+        __syncwarp();
+        attention.add_values(bytes + Shape::kUnitBytes, weights);
+        __syncwarp();
+        stream_.start_values(next);
+        slot = slot + 1 == kRingTiles ? 0 : slot + 1;
       }
-      stream.start_next();
+      cp_async_wait<0>();
+      __syncthreads();  // the rings are free
+      if (stream_.count() > 0) {
+        attention.finish(
+            group, shared_.states[warp],
+            reinterpret_cast<float*>(shared_.bytes) + warp * Shape::kHeads * Shape::kMergeStride);
+      }
     }
-    cp_async_wait<0>();
-    __syncthreads();  // the rings are free
-    if (stream.tiles > 0) {
-      attention.finish(
-          group, shared.states[warp],
-          reinterpret_cast<float*>(shared.bytes) + warp * Shape::kHeads * Shape::kMergeStride);
-    }
-  }
-  __syncthreads();
+    __syncthreads();
 
-  const int warps = min(tiles.count(), Shape::kWarps);  // that had tiles
-  const float* accumulators = reinterpret_cast<const float*>(shared.bytes);
+    const int warps = min(tiles_.count(), Shape::kWarps);  // that had tiles
+    const float* accumulators = reinterpret_cast<const float*>(shared_.bytes);
 #pragma unroll 1
-  for (int at = threadIdx.x; at < group * (kHeadDim / 4); at += blockDim.x) {
-    const int head = at / (kHeadDim / 4);
-    const int column = at % (kHeadDim / 4) * 4;
-    SoftmaxState states[Shape::kWarps];
+    for (int at = threadIdx.x; at < group * (kHeadDim / 4); at += blockDim.x) {
+      const int head = at / (kHeadDim / 4);
+      const int column = at % (kHeadDim / 4) * 4;
+      SoftmaxState states[Shape::kWarps];
 #pragma unroll
-    for (int i = 0; i < Shape::kWarps; ++i) {
-      if (i < warps) states[i] = shared.states[i][head];
+      for (int i = 0; i < Shape::kWarps; ++i) {
+        if (i < warps) states[i] = shared_.states[i][head];
+      }
+      float scales[Shape::kWarps];
+      const SoftmaxState state = softmax_merge(states, scales);
+      float sum[4] = {};
+#pragma unroll
+      for (int i = 0; i < Shape::kWarps; ++i) {
+        if (i >= warps) break;
+        const float4 other = *reinterpret_cast<const float4*>(
+            accumulators + (i * Shape::kHeads + head) * Shape::kMergeStride + column);
+        const float others[4] = {other.x, other.y, other.z, other.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sum[j] += others[j] * scales[i];
+      }
+      keep(head, column, state, sum);
     }
-    float scales[Shape::kWarps];
-    const SoftmaxState state = softmax_merge(states, scales);
-    float sum[4] = {};
-#pragma unroll
-    for (int i = 0; i < Shape::kWarps; ++i) {
-      if (i >= warps) break;
-      const float4 other = *reinterpret_cast<const float4*>(
-          accumulators + (i * Shape::kHeads + head) * Shape::kMergeStride + column);
-      const float others[4] = {other.x, other.y, other.z, other.w};
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sum[j] += others[j] * scales[i];
-    }
-    keep(head, column, state, sum);
   }
-}
+
+ private:
+  __device__ void start_tile(int tile) {
+    shift_valid(stream_.start_keys(tile, tile));
+    stream_.start_values(tile);
+  }
+  __device__ void shift_valid(int last) {
+#pragma unroll
+    for (int i = 0; i + 1 < kRingTiles; ++i) valid_[i] = valid_[i + 1];
+    valid_[kRingTiles - 1] = last;
+  }
+
+  const Args& a_;
+  Tiles& tiles_;
+  AttendShared<Shape>& shared_;
+  const uint32_t ring_;  // of this warp
+  TileStream<T, Shape, Tiles> stream_;
+  int started_ = 0;  // tiles, before `run` works on the first one
+  int valid_[kRingTiles] =
+      {};  // keys that may be seen of each tile in the ring, the next one first
+};
 
 }  // namespace sparse
 }  // namespace trt_resa

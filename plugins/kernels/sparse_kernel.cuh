@@ -75,7 +75,7 @@ struct Config {
     __device__ T* staged() { return reinterpret_cast<T*>(queries); }
   };
   // With the plan and a few words it fits what a thread block is given.
-  static_assert(sizeof(Shared) + sizeof(Plan) + 64 <= (kWide ? 227 : 99) * 1024);
+  static_assert(sizeof(Shared) + sizeof(Plan) + 64 + kSharedAlign <= (kWide ? 227 : 99) * 1024);
 };
 
 // The part's selection, from its first block on; null: all blocks in order.
@@ -121,18 +121,20 @@ __device__ void do_attend(const Args& a, const Plan& plan, const RowItem& item, 
       wait(counters + kAppendedWord, 1);
     }
     PartTiles tiles{a, selection, table_of(a, item.seq), plan.kv_len[item.seq], part};
-    attend<T>(a, item.kv_head, tiles, shared.staged(), shared.items.attend,
-              [&](int head, int column, const SoftmaxState& state, const float (&sum)[4]) {
-                if (item.pieces == 1) {
-                  store_four(static_cast<T*>(a.out) + (first_head + head) * C::kHeadDim + column,
-                             sum, softmax_inverse(state));
-                  return;
-                }
-                const int64_t slot = static_cast<int64_t>(index) * group + head;
-                *reinterpret_cast<float4*>(a.partials.accumulators + slot * C::kHeadDim + column) =
-                    make_float4(sum[0], sum[1], sum[2], sum[3]);
-                if (column == 0) a.partials.states[slot] = state;
-              });
+    Attention<T, typename C::Attend, PartTiles> attention(a, item.kv_head, tiles,
+                                                          shared.items.attend);
+    attention.run(shared.staged(), [&](int head, int column, const SoftmaxState& state,
+                                       const float (&sum)[4]) {
+      if (item.pieces == 1) {
+        store_four(static_cast<T*>(a.out) + (first_head + head) * C::kHeadDim + column, sum,
+                   softmax_inverse(state));
+        return;
+      }
+      const int64_t slot = static_cast<int64_t>(index) * group + head;
+      *reinterpret_cast<float4*>(a.partials.accumulators + slot * C::kHeadDim + column) =
+          make_float4(sum[0], sum[1], sum[2], sum[3]);
+      if (column == 0) a.partials.states[slot] = state;
+    });
   }
   const auto clear = [&] {
 #pragma unroll 1
@@ -316,7 +318,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kResident)
     sparse_kernel(const __grid_constant__ Args a) {
 #ifdef __CUDA_ARCH__
   if constexpr (C::kIsWide == is_wide(__CUDA_ARCH__ / 10)) {
-    extern __shared__ __align__(128) char dynamic_shared[];
+    extern __shared__ __align__(kSharedAlign) char dynamic_shared[];
     run<C>(a, *reinterpret_cast<typename C::Shared*>(dynamic_shared));
   }
 #endif

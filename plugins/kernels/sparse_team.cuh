@@ -7,9 +7,9 @@
 // A thread block scores its own share of the row's blocks, and keeps their keys when all have sent
 // one another what their blocks weigh for each head. The team finds the last interval of the top-k
 // (sparse_topk.cuh) from histograms that each sends and all add up, from which every thread block
-// also knows how much of the selection is whose. Each attends to what it has selected itself, up to
-// its quota, an equal share of the selection; what is above goes to those that are below theirs, in
-// a fixed order. Results are merged by columns.
+// also knows how much of the selection is whose (sparse_team_deal.cuh). After the first round most
+// of it is certain: its keys and values are on their way while the end is searched. Results are
+// merged by columns.
 #pragma once
 
 #include "cluster.cuh"
@@ -22,6 +22,7 @@
 #include "sparse_queries.cuh"
 #include "sparse_scores.cuh"
 #include "sparse_sync.cuh"
+#include "sparse_team_deal.cuh"
 #include "sparse_team_search.cuh"
 #include "sparse_team_shared.cuh"
 
@@ -50,7 +51,9 @@ class Team {
       cluster::make_barrier(s_.weighed, 1);
       cluster::make_barrier(s_.counted[0], 1);
       cluster::make_barrier(s_.counted[1], 1);
-      cluster::make_barrier(s_.handed_on, 1);
+      cluster::make_barrier(s_.rivals_sent, 1);
+      cluster::make_barrier(s_.handed_on[0], 1);
+      cluster::make_barrier(s_.handed_on[1], 1);
       cluster::make_barrier(s_.merged, 1);
       cluster::fence_barriers();
     }
@@ -120,6 +123,10 @@ class Team {
         terms, s_.of_warps);
     cp_async_wait<0>();
     cluster::wait();
+    TeamDeal<Shape> deal(s_, size_, rank_, quota(static_cast<int>(threadIdx.x) % 32));
+    Interval interval;
+    RankKeys of_rank;  // lane l's
+    Portion portion;
     if (scores) {
       const float* own_terms = weigh(terms, own);
 #pragma unroll 1
@@ -129,14 +136,57 @@ class Team {
         s_.keys[i] = key;
         search.count(key);
       }
-      const Interval interval = search.find_interval(own, row_.wanted);
-      divide(interval.wanted);
-      list(interval);
+      interval = search.find_interval(own, row_.wanted, of_rank);
+      if (attends) {
+        portion = deal.deal(of_rank.above);
+        list(keys_above(interval), deal, portion);
+      }
     } else {
       take_all();
+      portion.kept = own;
     }
     __syncthreads();
-    if (attends) attend_and_merge(staged);
+    Tiles tiles{a_, s_, row_.kv_len - (row_.blocks - 1) * a_.block_size, quota(rank_),
+                portion.kept};
+    Attention<T, typename Shape::Attend, Tiles> attention(a_, row_.kv_head, tiles, s_.attend);
+    if (attends) {
+      if ((a_.roles & kAppend) != 0 && rank_ == size_ - 1) {
+        wait(counters() + kAppendedWord, 1);  // the last block is in this thread block's part
+        if (threadIdx.x == 0) counters()[kAppendedWord] = 0;
+      }
+      attention.start();
+    }
+    if (scores) {
+      // What is left of the selection, or all of it.
+      const int dealt = attends ? of_rank.above : 0;
+      const uint32_t most = attends ? interval.last : 0xffffffffu;
+      search.finish(own, row_.wanted, interval, of_rank);
+      const int upto = warp_inclusive_sum(of_rank.inside);
+      const int before = upto - of_rank.inside;
+      const int inside = max(min(interval.wanted - before, of_rank.inside), 0);
+      const int selected = of_rank.above - dealt + inside;
+      if (attends) {
+        portion = deal.deal(selected);
+      } else {
+        const int selected_upto = warp_inclusive_sum(selected);
+        portion.number = __shfl_sync(0xffffffffu, selected_upto - selected, rank_);
+      }
+      Choice choice = keys_above(interval);
+      choice.most = most;
+      if (interval.inside == interval.wanted) {
+        choice.least = interval.first;
+      } else {
+        choice.tie = interval.last;
+        choice.ties = __shfl_sync(0xffffffffu, inside, rank_);
+      }
+      list(choice, deal, portion);
+      if (attends) {
+        cluster::wait_for(s_.handed_on[0], 0);
+        tiles.known_blocks = portion.begin + portion.kept;
+      }
+      __syncthreads();
+    }
+    if (attends) attend_and_merge(attention, staged);
   }
 
   // Where the terms of `own` blocks go: to shared memory where they are few, or to the workspace.
@@ -195,7 +245,7 @@ class Team {
   __device__ int share(int count, int rank) const { return count * rank >> size_shift_; }
   // Blocks that a rank attends to.
   __device__ int quota(int rank) const {
-    return share(row_.wanted, rank + 1) - share(row_.wanted, rank);
+    return rank < size_ ? share(row_.wanted, rank + 1) - share(row_.wanted, rank) : 0;
   }
   __device__ int32_t* counters() const { return row_counters(a_, static_cast<int>(row_.row(a_))); }
   __device__ const int32_t* table() const { return table_of(a_, row_.seq); }
@@ -208,41 +258,21 @@ class Team {
     a_.counts[seq] = selected_of(a_, seq, usable_length(a_, seq, &query_row));
   }
 
-  // How much of the selection is whose, and who attends to it. `wanted` of the keys in the interval
-  // are to be taken, the first ones where not all are. Begins with a barrier; what it leaves in
-  // shared memory needs another one.
-  __device__ void divide(int wanted) {
-    __syncthreads();
-    const int rank = static_cast<int>(threadIdx.x) % 32;  // a lane per rank, in every warp
-    const bool exists = rank < size_;
-    const int inside = exists ? s_.inside[rank] : 0;
-    const int equals = max(min(wanted - (warp_inclusive_sum(inside) - inside), inside), 0);
-    const int selected = exists ? s_.all_above[rank] + equals : 0;
-    const int kept = min(selected, exists ? quota(rank) : 0);
-    const int selected_upto = warp_inclusive_sum(selected);
-    const int kept_upto = warp_inclusive_sum(kept);
-    if (threadIdx.x < size_) {
-      s_.kept[rank] = kept;
-      s_.taken[rank] = share(row_.wanted, rank + 1) - kept_upto;
-    }
-    mine_.equals = __shfl_sync(0xffffffffu, equals, rank_);
-    mine_.selected = __shfl_sync(0xffffffffu, selected, rank_);
-    mine_.kept = __shfl_sync(0xffffffffu, kept, rank_);
-    mine_.selected_before = __shfl_sync(0xffffffffu, selected_upto, rank_) - mine_.selected;
-    mine_.given_before =
-        mine_.selected_before - (__shfl_sync(0xffffffffu, kept_upto, rank_) - mine_.kept);
+  // Which of the own keys are listed: from `least` to `most`, and the first ones that equal `tie`.
+  struct Choice {
+    uint32_t least;
+    uint32_t most = 0xffffffffu;
+    uint32_t tie = 0xffffffffu;  // no key
+    int ties = 0;
+  };
+  static __device__ Choice keys_above(const Interval& interval) {
+    Choice choice;
+    choice.least = interval.last == 0xffffffffu ? interval.last : interval.last + 1;
+    return choice;
   }
 
-  // The own blocks that are selected, in ascending order: written out, or to be attended to but for
-  // the first ones, which are handed on.
-  __device__ void list(const Interval& interval) {
-    const bool attends = (a_.roles & kAttend) != 0;
-    const int comes = quota(rank_) - mine_.kept;
-    if (attends && comes > 0 && threadIdx.x == 0) {
-      cluster::arrive_expecting(s_.handed_on, comes * static_cast<int>(sizeof(int32_t)));
-    }
-    const bool whole = interval.inside == interval.wanted;
-    const uint32_t least = whole ? interval.first : interval.last + 1;
+  // Gives the blocks of the chosen keys their places, in ascending order. A barrier must follow.
+  __device__ void list(const Choice& choice, const TeamDeal<Shape>& deal, const Portion& portion) {
     const int own = row_.end - row_.begin;
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     // What a thread takes it puts one after another: few keys go to many threads.
@@ -257,8 +287,8 @@ class Team {
       for (int i = 0; i < 4; ++i) {
         const bool exists = i < per_thread && first + i < own;
         const uint32_t key = exists ? s_.keys[first + i] : 0;
-        takes |= (exists && key >= least ? 1u : 0u) << i;
-        ties |= (exists && !whole && key == interval.last ? 1u : 0u) << i;
+        takes |= (exists && key >= choice.least && key <= choice.most ? 1u : 0u) << i;
+        ties |= (exists && key == choice.tie ? 1u : 0u) << i;
       }
       const int mine = __popc(takes) | __popc(ties) << 16;
       int upto = warp_inclusive_sum(mine);
@@ -276,36 +306,23 @@ class Team {
       for (uint32_t bits = takes | ties; bits != 0; bits &= bits - 1) {
         const int i = __ffs(static_cast<int>(bits)) - 1;
         const bool is_tie = (ties >> i & 1) != 0;
-        if (!is_tie || tied < mine_.equals) put(first + i, taken + min(tied, mine_.equals));
+        if (!is_tie || tied < choice.ties) {
+          put(first + i, taken + min(tied, choice.ties), deal, portion);
+        }
         taken += is_tie ? 0 : 1;
         tied += is_tie ? 1 : 0;
       }
     }
   }
 
-  // An own block that is the `place`-th of those selected.
-  __device__ void put(int at, int place) {
+  // An own block that is the `place`-th of those listed.
+  __device__ void put(int at, int place, const TeamDeal<Shape>& deal, const Portion& portion) {
     const int block = row_.begin + at;
     if ((a_.roles & kAttend) == 0) {
-      selection()[mine_.selected_before + place] = block;
-      return;
+      selection()[portion.number + place] = block;
+    } else {
+      deal.put(portion, place, Tiles::entry(a_, s_.pool_blocks[at], block, row_.blocks));
     }
-    const int entry = Tiles::entry(a_, s_.pool_blocks[at], block, row_.blocks);
-    const int surplus = mine_.selected - mine_.kept;
-    if (place >= surplus) {
-      s_.entries()[place - surplus] = entry;
-      return;
-    }
-    const int number = mine_.given_before + place;
-    int to = 0, taken = 0;  // who takes it, and what those before take
-#pragma unroll 1
-    for (int half = size_ / 2; half > 0; half /= 2) {
-      const int upto = s_.taken[to + half - 1];
-      if (upto > number) continue;
-      to += half;
-      taken = upto;
-    }
-    cluster::send(s_.entries() + s_.kept[to] + number - taken, entry, s_.handed_on, to);
   }
 
   // All blocks are selected: the own ones are this rank's part.
@@ -320,10 +337,10 @@ class Team {
         selection()[block] = block;
       }
     }
-    mine_.kept = end - begin;
   }
 
-  __device__ void attend_and_merge(const T* staged) {
+  template <typename Attention>
+  __device__ void attend_and_merge(Attention& attention, const T* staged) {
     constexpr int kHeadColumns = kHeadDim / 4;
     const int columns = a_.group * kHeadColumns;  // dealt out to the ranks
     const int per_rank = (columns + size_ - 1) >> size_shift_;
@@ -331,21 +348,14 @@ class Team {
     if (threadIdx.x == 0) {
       cluster::arrive_expecting(s_.merged, size_ * mine * static_cast<int>(sizeof(float4) + 8));
     }
-    if ((a_.roles & kAppend) != 0 && rank_ == size_ - 1) {
-      wait(counters() + kAppendedWord, 1);  // the last block is in this thread block's part
-      if (threadIdx.x == 0) counters()[kAppendedWord] = 0;
-    }
-    Tiles tiles{a_, s_, row_.kv_len - (row_.blocks - 1) * a_.block_size, mine_.kept, quota(rank_)};
-    attend<T>(a_, row_.kv_head, tiles, staged, s_.attend,
-              [&](int head, int column, const SoftmaxState& state, const float (&sum)[4]) {
-                const int at = head * kHeadColumns + column / 4;
-                const int owner = at & (size_ - 1);
-                const int slot = rank_ * per_rank + (at >> size_shift_);
-                cluster::send(s_.parts + slot, make_float4(sum[0], sum[1], sum[2], sum[3]),
-                              s_.merged, owner);
-                cluster::send(s_.states + slot, make_float2(state.max, state.sum), s_.merged,
-                              owner);
-              });
+    attention.run(staged, [&](int head, int column, const SoftmaxState& state,
+                              const float (&sum)[4]) {
+      const int at = head * kHeadColumns + column / 4;
+      const int owner = at & (size_ - 1);
+      const int slot = rank_ * per_rank + (at >> size_shift_);
+      cluster::send(s_.parts + slot, make_float4(sum[0], sum[1], sum[2], sum[3]), s_.merged, owner);
+      cluster::send(s_.states + slot, make_float2(state.max, state.sum), s_.merged, owner);
+    });
     cluster::wait_for(s_.merged, 0);
     // A lane per rank and column.
     const int lane_rank = static_cast<int>(threadIdx.x) & (size_ - 1);
@@ -386,7 +396,6 @@ class Team {
   const int size_shift_;
   const int rank_;
   TeamRow row_;
-  Division mine_;
 };
 
 }  // namespace sparse

@@ -1,7 +1,8 @@
 // The search for the end of a row's selection by the thread blocks of a team (sparse_team.cuh).
 //
-// Rounds as in sparse_topk.cuh, but for histograms that each counts of its own keys, and sends to
-// all others.
+// Rounds as in sparse_topk.cuh, but for histograms that each counts of its own keys, adds up from
+// the largest on, and sends to all others. What the first one leaves is mostly so little that all
+// send one another those keys.
 #pragma once
 
 #include "cluster.cuh"
@@ -26,37 +27,36 @@ class TeamSearch {
 
   // Before the first key; a barrier must follow.
   __device__ void start() {
-#pragma unroll 1
-    for (int i = threadIdx.x; i < kWords; i += kThreads) own_counts(0).words[i] = 0;
-    if (threadIdx.x == 0) own_counts(0).above = 0;
+    clear(own_counts(0));
+    if (threadIdx.x < kMaxTeam) s_.rivals_of[threadIdx.x] = 0;
+    if (threadIdx.x == 0) s_.own_rivals = 0;
   }
   // An own key, for the first round.
   __device__ void count(uint32_t key) { own_counts(0).add(bin_of(key, begin_) / kMerged); }
 
-  // The last interval of the row's keys, of which `own` are this rank's, see TopK; leaves how many
-  // of each rank's are above it and inside. Begins with a barrier.
-  __device__ Interval find_interval(int own, int wanted) {
+  // An interval of the row's keys that holds the end of its selection, of which `wanted` are to be
+  // taken; `of_rank` is set to what lane l's rank has of it. `own` are this rank's keys. Begins
+  // with a barrier.
+  __device__ Interval find_interval(int own, int wanted, RankKeys& of_rank) {
     Interval interval;
-    interval.wanted = wanted;
-    int shift = -1;
+    const int bin = do_round(0, wanted, interval, of_rank);
+    interval.first = interval_of_bin(bin * kMerged, begin_).first;
+    interval.last = interval_of_bin(bin * kMerged + kMerged - 1, begin_).last;
+    if (compares(interval)) send_rivals(own, interval, of_rank);
+    return interval;
+  }
+
+  // Narrows it down to the last interval, see TopK. All threads have met since it was found.
+  __device__ void finish(int own, int wanted, Interval& interval, RankKeys& of_rank) {
+    if (compares(interval)) {
+      compare_rivals(interval, of_rank);
+      return;
+    }
 #pragma unroll 1
-    for (int round = 0;; ++round) {
-      exchange_counts(round);
-      const int bin = find_bin(s_.counts(round), interval);
-      if (shift < 0) {
-        interval.first = interval_of_bin(bin * kMerged, begin_).first;
-        interval.last = interval_of_bin(bin * kMerged + kMerged - 1, begin_).last;
-      } else {
-        interval.first += static_cast<uint32_t>(bin) << shift;
-        interval.last = interval.first + min(interval.last - interval.first, (1u << shift) - 1);
-      }
-      if (interval.is_final()) {
-        count_ranks(round, bin);
-        return interval;
-      }
-      // The next round's bins, and how many of the own keys are above them.
-      TeamCounts& next = own_counts(round + 1);
-      shift = interval.shift(kTeamBins);
+    for (int round = 1; !interval.is_final(); ++round) {
+      // The round's bins, and how many of the own keys are above them.
+      TeamCounts& counts = own_counts(round);
+      const int shift = interval.shift(kTeamBins);
       int above = 0;
 #pragma unroll 1
       for (int base = 0; base < own; base += kThreads) {
@@ -64,16 +64,118 @@ class TeamSearch {
         const uint32_t key = i < own ? s_.keys[i] : 0;
         above += __popc(__ballot_sync(0xffffffffu, key > interval.last));
         if (interval.contains(key) && i < own) {
-          next.add(static_cast<int>((key - interval.first) >> shift));
+          counts.add(static_cast<int>((key - interval.first) >> shift));
         }
       }
-      if (threadIdx.x % 32 == 0) atomicAdd(&next.above, above);
+      if (threadIdx.x % 32 == 0) atomicAdd(&counts.words[kWords], static_cast<uint32_t>(above));
+      const int bin = do_round(round, wanted, interval, of_rank);
+      interval.first += static_cast<uint32_t>(bin) << shift;
+      interval.last = interval.first + min(interval.last - interval.first, (1u << shift) - 1);
     }
   }
 
  private:
+  // Whether the end of the selection is found by comparing what is inside.
+  static __device__ bool compares(const Interval& interval) {
+    return !interval.is_final() && interval.inside <= kMaxRivals;
+  }
+
+  // Finds the bin of the round's counts in which the selection ends, and sets how many keys are in
+  // it and taken of them.
+  __device__ int do_round(int round, int wanted, Interval& interval, RankKeys& of_rank) {
+    add_up(own_counts(round));
+    exchange_counts(round);
+    const int bin = find_bin(s_.counts(round), wanted, of_rank);
+    interval.inside = warp_sum(of_rank.inside);
+    interval.wanted = wanted - warp_sum(of_rank.above);
+    return bin;
+  }
+
+  // Sends the own keys inside to all; they stand in the order of ranks.
+  __device__ void send_rivals(int own, const Interval& interval, const RankKeys& of_rank) {
+    const int upto = warp_inclusive_sum(of_rank.inside);
+    const int count = __shfl_sync(0xffffffffu, of_rank.inside, rank_);
+    uint2* rivals = s_.rivals + __shfl_sync(0xffffffffu, upto, rank_) - count;
+    if (threadIdx.x == 0) {
+      cluster::arrive_expecting(s_.rivals_sent,
+                                (interval.inside - count) * static_cast<int>(sizeof(uint2)));
+    }
+#pragma unroll 1
+    for (int i = threadIdx.x; i < own; i += kThreads) {
+      const uint32_t key = s_.keys[i];
+      if (interval.contains(key)) {
+        rivals[atomicAdd(&s_.own_rivals, 1)] = make_uint2(key, static_cast<uint32_t>(rank_));
+      }
+    }
+    __syncthreads();
+    const int peer = static_cast<int>(threadIdx.x) % kMaxTeam;
+    if (peer >= size_ || peer == rank_) return;
+#pragma unroll 1
+    for (int i = static_cast<int>(threadIdx.x) / kMaxTeam; i < count; i += kThreads / kMaxTeam) {
+      cluster::send(rivals + i, rivals[i], s_.rivals_sent, peer);
+    }
+  }
+
+  // Finds the last key that is taken, by how many are before each.
+  __device__ void compare_rivals(Interval& interval, RankKeys& of_rank) {
+    const int rivals = interval.inside;
+    // So many threads for each, a power of two of a warp's lanes.
+    const int shift = min(__clz(rivals - 1) - __clz(kThreads - 1), 5);
+    const int mine = static_cast<int>(threadIdx.x) >> shift;
+    const int first = static_cast<int>(threadIdx.x) & ((1 << shift) - 1);
+    cluster::wait_for(s_.rivals_sent, 0);
+    const uint2 own = mine < rivals ? s_.rivals[mine] : make_uint2(0, 0);
+    int before = 0;
+#pragma unroll 4
+    for (int i = first; i < rivals; i += 1 << shift) {
+      const uint32_t key = s_.rivals[i].x;
+      before += key > own.x || (key == own.x && i < mine) ? 1 : 0;
+    }
+#pragma unroll 1
+    for (int mask = 1 << shift >> 1; mask > 0; mask /= 2) {
+      before += __shfl_xor_sync(0xffffffffu, before, mask);
+    }
+    const bool counts = mine < rivals && first == 0;
+    if (counts && before == interval.wanted - 1) s_.last_key = own.x;
+    __syncthreads();
+    const uint32_t last = s_.last_key;
+    if (counts && own.x >= last) {
+      atomicAdd(&s_.rivals_of[own.y], own.x > last ? 1u : 1u << 16);
+    }
+    __syncthreads();
+    const int rank = static_cast<int>(threadIdx.x) % 32;
+    const uint32_t both = rank < size_ ? s_.rivals_of[rank] : 0;
+    const int above = static_cast<int>(both & 0xffff);
+    of_rank.above += above;
+    of_rank.inside = static_cast<int>(both >> 16);
+    interval.first = interval.last = last;
+    interval.wanted -= warp_sum(above);
+    interval.inside = warp_sum(of_rank.inside);
+  }
+
   // The own counts of a round, where the others have them too.
   __device__ TeamCounts& own_counts(int round) const { return s_.counts(round)[rank_]; }
+
+  static __device__ void clear(TeamCounts& counts) {
+    counts.words[threadIdx.x] = 0;
+    if (threadIdx.x == 0) counts.words[kWords] = 0;
+  }
+
+  // Adds to each count those of all larger keys. Begins with a barrier; another one must follow.
+  __device__ void add_up(TeamCounts& counts) {
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int word = kWords - 1 - static_cast<int>(threadIdx.x);  // from the largest keys on
+    __syncthreads();
+    const uint32_t both = counts.words[word];
+    const int low = static_cast<int>(both & 0xffff);
+    int upto = warp_inclusive_sum(low + static_cast<int>(both >> 16));
+    if (lane == 31) s_.warp_sums[warp] = upto;
+    __syncthreads();
+    upto += static_cast<int>(counts.words[kWords]);
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) upto += i < warp ? s_.warp_sums[i] : 0;
+    counts.words[word] = static_cast<uint32_t>(upto | (upto - low) << 16);
+  }
 
   // Sends the own counts to all others, and waits for theirs. Begins with a barrier.
   __device__ void exchange_counts(int round) {
@@ -91,73 +193,30 @@ class TeamSearch {
     }
     cluster::wait_for(counted, round / 2 % 2);
     // All others have what was sent in the round before: they have sent something after it.
-    TeamCounts& next = own_counts(round + 1);
-    next.words[threadIdx.x] = 0;
-    if (threadIdx.x == 0) next.above = 0;
+    clear(own_counts(round + 1));
   }
 
-  // Finds the bin that holds the wanted-th largest key, and sets what is inside and wanted of it.
-  __device__ int find_bin(const TeamCounts* counts, Interval& interval) {
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    const int word = kWords - 1 - static_cast<int>(threadIdx.x);  // from the largest keys on
-    int low = 0, high = 0;
+  // Finds the bin that holds the wanted-th largest key, and what of each rank's is above and in it.
+  __device__ int find_bin(const TeamCounts* counts, int wanted, RankKeys& of_rank) {
+    const int rank = static_cast<int>(threadIdx.x) % 32;
+    int upto = 0;  // to the lower one of the thread's bins
 #pragma unroll 1
-    for (int rank = 0; rank < size_; rank += kMinTeam) {
-      uint32_t both = 0;
+    for (int first = 0; first < size_; first += kMinTeam) {
 #pragma unroll
-      for (int i = 0; i < kMinTeam; ++i) both += counts[rank + i].words[word];
-      low += static_cast<int>(both & 0xffff);
-      high += static_cast<int>(both >> 16);
-    }
-    s_.sums[threadIdx.x] = make_int2(low, high);
-    const int all = warp_sum(low + high);
-    if (lane == 0) s_.warp_sums[warp] = all;
-    __syncthreads();
-    // The first warp whose words reach it, then the first word.
-    int holder = 0, before = 0, upto = 0;
-#pragma unroll
-    for (int i = 0; i < kWarps; ++i) {
-      upto += s_.warp_sums[i];
-      if (upto < interval.wanted) {
-        holder = i + 1;
-        before = upto;
+      for (int i = 0; i < kMinTeam; ++i) {
+        upto += static_cast<int>(counts[first + i].words[threadIdx.x] & 0xffff);
       }
     }
-    const int2 sums = s_.sums[holder * 32 + lane];
-    upto = before + warp_inclusive_sum(sums.x + sums.y);
-    const int wanted = interval.wanted - (upto - sums.x - sums.y);  // of this word
-    const int source = __ffs(__ballot_sync(0xffffffffu, upto >= interval.wanted)) - 1;
-    const bool is_high = wanted <= sums.y;
-    interval.inside = __shfl_sync(0xffffffffu, is_high ? sums.y : sums.x, source);
-    interval.wanted = __shfl_sync(0xffffffffu, is_high ? wanted : wanted - sums.y, source);
-    const int bin = 2 * (kWords - 1 - holder * 32 - lane) + (is_high ? 1 : 0);
-    return __shfl_sync(0xffffffffu, bin, source);
-  }
-
-  // Of each rank: its keys above the bin of the last round, and in it.
-  __device__ void count_ranks(int round, int bin) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int word = bin / 2;
-#pragma unroll 2
-    for (int rank = static_cast<int>(threadIdx.x) / 32; rank < size_; rank += kWarps) {
-      const uint32_t* counts = s_.counts(round)[rank].words;
-      uint32_t both = 0;  // of the words above
-#pragma unroll
-      for (int i = 0; i < kWords; i += 128) {
-        const int first = i + 4 * lane;
-        const uint4 four = *reinterpret_cast<const uint4*>(counts + first);
-        both += (first > word ? four.x : 0) + (first + 1 > word ? four.y : 0) +
-                (first + 2 > word ? four.z : 0) + (first + 3 > word ? four.w : 0);
-      }
-      both = static_cast<uint32_t>(warp_sum(static_cast<int>(both)));
-      const int low = static_cast<int>(counts[word] & 0xffff);
-      const int high = static_cast<int>(counts[word] >> 16);
-      if (lane == 0) {
-        s_.all_above[rank] = s_.counts(round)[rank].above + static_cast<int>(both & 0xffff) +
-                             static_cast<int>(both >> 16) + (bin % 2 == 0 ? high : 0);
-        s_.inside[rank] = bin % 2 == 0 ? low : high;
-      }
-    }
+    // Those that reach it are the first ones, since counts grow towards smaller keys.
+    const int word = __syncthreads_count(upto >= wanted) - 1;
+    const bool exists = rank < size_;
+    const uint32_t both = exists ? counts[rank].words[word] : 0;
+    const int next = exists ? static_cast<int>(counts[rank].words[word + 1] & 0xffff) : 0;
+    const int low = static_cast<int>(both & 0xffff), high = static_cast<int>(both >> 16);
+    const bool is_high = warp_sum(high) >= wanted;
+    of_rank.above = is_high ? next : high;
+    of_rank.inside = (is_high ? high : low) - of_rank.above;
+    return 2 * word + (is_high ? 1 : 0);
   }
 
   TeamShared<Shape>& s_;

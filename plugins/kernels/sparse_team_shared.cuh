@@ -14,6 +14,7 @@ namespace sparse {
 constexpr int kMinTeam = 4;  // counts are added up for so many ranks at a time
 constexpr int kMaxTeam = 16;
 constexpr int kTeamBins = 512;          // of the histograms that a team adds up
+constexpr int kMaxRivals = 128;         // that are compared with one another
 constexpr int kTeamBlocks = 4096;       // of a row, per thread block
 constexpr int kTeamSelected = 1024;     // of a selection, per thread block
 constexpr int kMinTeamBlocks = 32;      // of all teams: fewer do not keep the memory busy
@@ -29,10 +30,10 @@ struct TeamShape {
   using Score = ScoreShape<kHeadDim, kHeadTiles, kWarps, kRingBudget>;
 };
 
-// How many of a thread block's keys lie where, in a round of the search.
+// How many of a thread block's keys lie where, in a round of the search: in bins two to a word, and
+// above all of them in the last word. When added up, a bin has those of all larger keys too.
 struct alignas(16) TeamCounts {
-  uint32_t words[kTeamBins / 2];  // in two bins each
-  int above;                      // what all bins cover
+  uint32_t words[kTeamBins / 2 + 1];
 
   __device__ void add(int bin) { atomicAdd(&words[bin / 2], bin % 2 == 0 ? 1u : 1u << 16); }
 };
@@ -58,20 +59,24 @@ struct TeamShared {
   SoftmaxState of_warps[Score::kWarps][Score::kHeads];
   SoftmaxState of_ranks[kMaxTeam][Score::kHeads];
   alignas(16) float head_logs[Score::kHeads];
-  int2 sums[kTeamBins / 2];  // over all ranks, from the largest keys on
-  // Of each rank: its keys above the last interval, and inside; the own blocks that it attends to;
-  // and, up to and including it, how many are taken over.
-  int all_above[kMaxTeam];
-  int inside[kMaxTeam];
-  int kept[kMaxTeam];
-  int taken[kMaxTeam];
+  // Everybody's keys that may be the last one taken, each with its rank; how many of the own ones
+  // stand there; the last key; how many of each rank's are above it, and, from bit 16 on, equal.
+  alignas(16) uint2 rivals[kMaxRivals];
+  int own_rivals;
+  uint32_t last_key;
+  uint32_t rivals_of[kMaxTeam];
+  // Of each rank: how many more blocks it can attend to, added up over the ranks up to it, and
+  // where the first of them goes among its entries.
+  int room_upto[kMaxTeam];
+  int room_begin[kMaxTeam];
   alignas(16) int warp_sums[Shape::kThreads / 32];
   // Everybody's results for this one's columns, [ranks, columns of a rank].
   alignas(16) float4 parts[Shape::kColumns + kMaxTeam];
   float2 states[Shape::kColumns + kMaxTeam];
   uint64_t weighed;  // barriers
   uint64_t counted[2];
-  uint64_t handed_on;
+  uint64_t rivals_sent;
+  uint64_t handed_on[2];
   uint64_t merged;
 
   __device__ int32_t* entries() { return pool_blocks + kTeamBlocks; }
@@ -90,7 +95,8 @@ struct TeamShared {
   __device__ float* fetched_terms() { return reinterpret_cast<float*>(summaries); }
 };
 
-// The blocks that one of a team attends to: its own ones, then those handed on to it.
+// The blocks that one of a team attends to, as far as they are known: the last ones are handed on
+// to it.
 template <typename Shared>
 struct TeamTiles {
   static constexpr int kLastBlock = 1 << 30;  // set in the entry of the sequence's last block
@@ -98,15 +104,14 @@ struct TeamTiles {
   const Args& a;
   Shared& shared;
   int last_tokens;  // in the last block
-  int own;          // blocks
-  int blocks;       // with those handed on
-  int known_blocks = own;
+  int blocks;
+  int known_blocks;
 
   __device__ int shift() const { return a.block_shift - kTileShift; }
   __device__ int count() const { return blocks << shift(); }
   __device__ int known() const { return known_blocks << shift(); }
   __device__ void wait() {
-    cluster::wait_for(shared.handed_on, 0);
+    cluster::wait_for(shared.handed_on[1], 0);
     known_blocks = blocks;
   }
 
@@ -142,13 +147,10 @@ struct TeamRow {
   }
 };
 
-// What of the selection is a thread block's.
-struct Division {
-  int equals;           // taken of its keys inside the last interval
-  int selected;         // of its blocks
-  int kept;             // of those: attended to by itself
-  int selected_before;  // of the ranks before it
-  int given_before;     // of those: handed on
+// How many of a rank's keys are above an interval, and inside.
+struct RankKeys {
+  int above;
+  int inside;
 };
 
 // Whether every row is to have a team of its own. A team that is done waits for the longest one, so

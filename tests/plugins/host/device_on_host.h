@@ -68,6 +68,7 @@ struct Block {
   std::vector<int> warp_arrived, warp_generation;
   std::vector<int64_t> slots;
   int arrived = 0, generation = 0;
+  int votes = 0;
 };
 inline Block* block = nullptr;
 inline ucontext_t scheduler;
@@ -165,6 +166,16 @@ inline void launch(unsigned threads, std::function<void()> code) {
 
 inline void __syncthreads() {
   on_host::meet(on_host::block->arrived, on_host::block->generation, static_cast<int>(blockDim.x));
+}
+inline int __syncthreads_count(bool vote) {
+  int& votes = on_host::block->votes;
+  votes += vote ? 1 : 0;
+  __syncthreads();
+  const int all = votes;
+  __syncthreads();
+  votes = 0;
+  __syncthreads();
+  return all;
 }
 template <typename T>
 T __shfl_sync(unsigned, T value, int lane, int width = 32) {

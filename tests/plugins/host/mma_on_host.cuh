@@ -18,6 +18,10 @@ inline void cp_async_16(uint32_t target, const void* source, int bytes) {
 inline void cp_async_16(uint32_t target, const void* source, bool valid) {
   cp_async_16(target, source, valid ? 16 : 0);
 }
+template <typename T>
+T kept(T value) {
+  return value;
+}
 inline uint32_t opaque_address(uint32_t address) {
   return address;
 }

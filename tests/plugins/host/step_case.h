@@ -118,9 +118,9 @@ class Case : CaseData<T, kHeadDim> {
 
     const auto before = kv_;
     using Shared = typename C::Shared;
-    constexpr size_t kBytes = (sizeof(Shared) + 127) / 128 * 128;
+    constexpr size_t kBytes = sizeof(Shared);
     const std::unique_ptr<void, decltype(&std::free)> memory(
-        std::aligned_alloc(128, kBytes * s_.team), &std::free);
+        std::aligned_alloc(alignof(Shared), kBytes * s_.team), &std::free);
     std::vector<char*> memories;
     for (int rank = 0; rank < s_.team; ++rank) {
       memories.push_back(static_cast<char*>(memory.get()) + rank * kBytes);
