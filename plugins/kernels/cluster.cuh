@@ -89,13 +89,9 @@ __device__ inline void send(const int32_t* target, int32_t value, const uint64_t
                "r"(value), "r"(address_at(&barrier, rank))
                : "memory");
 }
-__device__ inline void send(const uint2* target, const uint2& value, const uint64_t& barrier,
+__device__ inline void send(const uint32_t* target, uint32_t value, const uint64_t& barrier,
                             int rank) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(
-          address_at(target, rank)),
-      "r"(value.x), "r"(value.y), "r"(address_at(&barrier, rank))
-      : "memory");
+  send(reinterpret_cast<const int32_t*>(target), static_cast<int32_t>(value), barrier, rank);
 }
 __device__ inline void send(const float2* target, const float2& value, const uint64_t& barrier,
                             int rank) {

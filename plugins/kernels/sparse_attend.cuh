@@ -417,13 +417,19 @@ class Attention {
       }
       float scales[Shape::kWarps];
       const SoftmaxState state = softmax_merge(states, scales);
+      float4 columns[Shape::kWarps];  // read at once
+#pragma unroll
+      for (int i = 0; i < Shape::kWarps; ++i) {
+        columns[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (i < warps) {
+          columns[i] = *reinterpret_cast<const float4*>(
+              accumulators + (i * Shape::kHeads + head) * Shape::kMergeStride + column);
+        }
+      }
       float sum[4] = {};
 #pragma unroll
       for (int i = 0; i < Shape::kWarps; ++i) {
-        if (i >= warps) break;
-        const float4 other = *reinterpret_cast<const float4*>(
-            accumulators + (i * Shape::kHeads + head) * Shape::kMergeStride + column);
-        const float others[4] = {other.x, other.y, other.z, other.w};
+        const float others[4] = {columns[i].x, columns[i].y, columns[i].z, columns[i].w};
 #pragma unroll
         for (int j = 0; j < 4; ++j) sum[j] += others[j] * scales[i];
       }

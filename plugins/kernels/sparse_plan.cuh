@@ -35,9 +35,11 @@ __device__ inline int warp_sum(int value) {
   return __reduce_add_sync(0xffffffffu, value);
 }
 
+// Over the lanes up to this one, of which those from kLanes on hold nothing.
+template <int kLanes = 32>
 __device__ inline int warp_inclusive_sum(int value) {
 #pragma unroll
-  for (int offset = 1; offset < 32; offset *= 2) {
+  for (int offset = 1; offset < kLanes; offset *= 2) {
     const int other = __shfl_up_sync(0xffffffffu, value, offset);
     if (static_cast<int>(threadIdx.x % 32) >= offset) value += other;
   }

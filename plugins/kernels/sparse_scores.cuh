@@ -114,8 +114,9 @@ class ScoreItem {
         table_(table_of(a, range.seq)) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     first_ = range.begin + own_first();
-    summaries_ = pool<const T>(a.summary, a.append.indirect) + range.kv_head * 2 * kHeadDim +
-                 lane % 4 * kVecSize;
+    summaries_ = kept(pool<const T>(a.summary, a.append.indirect) + range.kv_head * 2 * kHeadDim +
+                      lane % 4 * kVecSize);
+    stride_ = kept(static_cast<uint32_t>(a.kv_heads * 2 * kHeadDim));
     ring_ = static_cast<char*>(ring) + (warp * Shape::kStageVecs * 2 * 32 + lane) * 16;
     next_entries_ = rounds_ > 0 ? look_up(first_) : -1;
   }
@@ -149,7 +150,9 @@ class ScoreItem {
         start(i + Shape::kStages - 1);
       }
       const int block = first_ + round * Shape::kPerWarp + lane / 4;
-      const bool weighs = is_scored(block) && (readable_ >> round % 32 & 1) != 0;
+      // So many rounds have been started since.
+      constexpr int kAhead = (Shape::kStagesPerRound + Shape::kStages - 2) / Shape::kStagesPerRound;
+      const bool weighs = is_scored(block) && (readable_ >> kAhead & 1) != 0;
 #pragma unroll
       for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
         float both[2];
@@ -199,9 +202,11 @@ class ScoreItem {
   // groups in flight is constant.
   __device__ void start(int i) {
     const int round = i / Shape::kStagesPerRound;
+    const bool begins = i % Shape::kStagesPerRound == 0;
+    if (begins) readable_ <<= 1;
     if (round < rounds_) {
       const int begin = round * Shape::kPerWarp;
-      if (i % Shape::kStagesPerRound == 0) {
+      if (begins) {
         if (begin % 32 == 0) {
           entries_ = next_entries_;
           next_entries_ =
@@ -212,7 +217,7 @@ class ScoreItem {
       }
       const bool usable = is_pool_block(a_, entry_);
       const T* summary = summaries_ +
-                         static_cast<int64_t>(usable ? entry_ : 0) * (a_.kv_heads * 2 * kHeadDim) +
+                         static_cast<uint64_t>(static_cast<uint32_t>(entry_)) * stride_ +
                          i % Shape::kStagesPerRound * (Shape::kStageVecs * 4 * kVecSize);
       const uint32_t target = opaque_address(shared_address(stage(i)));
 #pragma unroll
@@ -221,8 +226,7 @@ class ScoreItem {
         cp_async_16_once(target + (2 * j + 1) * 32 * 16, summary + kHeadDim + j * 4 * kVecSize,
                          usable);
       }
-      const uint32_t bit = 1u << round % 32;
-      readable_ = usable ? readable_ | bit : readable_ & ~bit;
+      if (begins && usable) readable_ |= 1;
     }
     cp_async_commit();
   }
@@ -264,11 +268,12 @@ class ScoreItem {
   int first_;              // block of the warp
   const int32_t* table_;   // of the sequence
   const T* summaries_;     // of the KV head, at this lane's first column
+  uint32_t stride_;        // from one block's to the next one's
   char* ring_;             // this lane's place in the first stage
   int entries_ = -1;       // lane l: of the l-th of 32 blocks
   int next_entries_;       // and of those behind them
   int entry_ = -1;         // of this lane's block in the round whose copies were started last
-  uint32_t readable_ = 0;  // bit per round under way
+  uint32_t readable_ = 0;  // a bit for each round started, the last one lowest
 };
 
 }  // namespace sparse

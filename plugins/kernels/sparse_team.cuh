@@ -103,7 +103,7 @@ class Team {
                                scores ? div_up(max(own, 1), Score::kPerRound) : 0},
                               s_.summaries);
     GroupQueries<T, kHeadDim, Shape::kHeadTiles, kWarps> queries(a_, row_.query_row, row_.kv_head);
-    TeamSearch<Shape> search(s_, size_, rank_, row_.blocks);
+    TeamSearch<Shape> search(s_, size_, rank_, a_.group, row_.blocks);
     Held held;
     if (scores || attends) queries.load(row_.seq, rope, held);
     if (scores) {
@@ -131,8 +131,9 @@ class Team {
       const float* own_terms = weigh(terms, own);
 #pragma unroll 1
       for (int i = threadIdx.x; i < own; i += kThreads) {
-        const uint32_t key = block_key(a_, row_.begin + i, row_.blocks, s_.pool_blocks[i],
-                                       own_terms + i * a_.term_pitch, s_.head_logs);
+        const uint32_t key =
+            block_key(a_, row_.begin + i, row_.blocks, s_.pool_blocks[i],
+                      own_terms + i * a_.term_pitch, s_.head_logs[threadIdx.x / 32]);
         s_.keys[i] = key;
         search.count(key);
       }
@@ -161,14 +162,14 @@ class Team {
       const int dealt = attends ? of_rank.above : 0;
       const uint32_t most = attends ? interval.last : 0xffffffffu;
       search.finish(own, row_.wanted, interval, of_rank);
-      const int upto = warp_inclusive_sum(of_rank.inside);
+      const int upto = warp_inclusive_sum<kMaxTeam>(of_rank.inside);
       const int before = upto - of_rank.inside;
       const int inside = max(min(interval.wanted - before, of_rank.inside), 0);
       const int selected = of_rank.above - dealt + inside;
       if (attends) {
         portion = deal.deal(selected);
       } else {
-        const int selected_upto = warp_inclusive_sum(selected);
+        const int selected_upto = warp_inclusive_sum<kMaxTeam>(selected);
         portion.number = __shfl_sync(0xffffffffu, selected_upto - selected, rank_);
       }
       Choice choice = keys_above(interval);
@@ -196,7 +197,7 @@ class Team {
   }
 
   // Makes the row's head_logs from what everybody has summed up; returns where the `own` blocks'
-  // terms are by then, for all threads. Begins with a barrier.
+  // terms are by then. Begins with a barrier.
   __device__ const float* weigh(const float* terms, int own) {
     constexpr int kHeads = Score::kHeads;
     static_assert(kMaxTeam * kHeads <= kThreads);
@@ -222,12 +223,34 @@ class Team {
       fetched = terms;
       terms = s_.fetched_terms();
     }
+    if (fetched != nullptr) {
+      cp_async_wait<0>();
+      __syncthreads();
+      discard(fetched, count);
+    }
     cluster::wait_for(s_.weighed, 0);
-    make_head_logs<kWarps>(s_.of_ranks[0], size_, kHeads, a_.group, s_.head_logs);
-    cp_async_wait<0>();
-    __syncthreads();
-    if (fetched != nullptr) discard(fetched, count);
+    make_head_logs();
     return terms;
+  }
+
+  // Each warp makes its own copy, from what a rank after another has for the lane's head.
+  __device__ void make_head_logs() {
+    constexpr int kHeads = Score::kHeads;
+    constexpr int kRanks = 32 / kHeads;  // at a time
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int head = lane % kHeads;
+    SoftmaxState states[kMaxTeam / kRanks];
+#pragma unroll
+    for (int i = 0; i < kMaxTeam / kRanks; ++i) {
+      const int rank = i * kRanks + lane / kHeads;
+      if (rank < size_) states[i] = s_.of_ranks[rank][head];
+    }
+    float scales[kMaxTeam / kRanks];
+    const SoftmaxState all = softmax_merge_lanes(softmax_merge(states, scales), kHeads);
+    if (lane < kHeads) {
+      s_.head_logs[warp][head] = head < a_.group ? softmax_log(all) : -kNoScore;
+    }
+    __syncwarp();
   }
 
   // Terms that nobody will read again: their lines need not go to memory. Neighbours may be in the
@@ -275,42 +298,48 @@ class Team {
   __device__ void list(const Choice& choice, const TeamDeal<Shape>& deal, const Portion& portion) {
     const int own = row_.end - row_.begin;
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    // What a thread takes it puts one after another: few keys go to many threads.
-    const int per_thread = own <= kThreads ? 1 : own <= 2 * kThreads ? 2 : 4;
+    // A warp's keys follow one another, up to 4 times 32 at a time.
+    const int steps = own <= kThreads ? 1 : own <= 2 * kThreads ? 2 : 4;
     // Numbers of keys that are taken, and in the upper half of those that tie.
     int before = 0;
 #pragma unroll 1
-    for (int base = 0; base < own; base += per_thread * kThreads) {
-      const int first = base + per_thread * static_cast<int>(threadIdx.x);
-      uint32_t takes = 0, ties = 0;  // a bit for each of four keys
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const bool exists = i < per_thread && first + i < own;
-        const uint32_t key = exists ? s_.keys[first + i] : 0;
-        takes |= (exists && key >= choice.least && key <= choice.most ? 1u : 0u) << i;
-        ties |= (exists && key == choice.tie ? 1u : 0u) << i;
+    for (int base = 0; base < own; base += steps * kThreads) {
+      const int first = base + warp * steps * 32 + lane;
+      uint32_t takes = 0, ties = 0;  // a bit for each step
+      int count = 0;
+#pragma unroll 1
+      for (int i = 0; i < steps; ++i) {
+        const bool exists = first + i * 32 < own;
+        const uint32_t key = exists ? s_.keys[first + i * 32] : 0;
+        const bool take = exists && key >= choice.least && key <= choice.most;
+        const bool tie = exists && key == choice.tie;
+        count += __popc(__ballot_sync(0xffffffffu, take)) | __popc(__ballot_sync(0xffffffffu, tie))
+                                                                << 16;
+        takes |= (take ? 1u : 0u) << i;
+        ties |= (tie ? 1u : 0u) << i;
       }
-      const int mine = __popc(takes) | __popc(ties) << 16;
-      int upto = warp_inclusive_sum(mine);
       if (base > 0) __syncthreads();
-      if (lane == 31) s_.warp_sums[warp] = upto;
+      if (lane == 0) s_.warp_sums[warp] = count;
       __syncthreads();
-      upto += before;
+      int upto = before;
 #pragma unroll
       for (int i = 0; i < kWarps; ++i) {
         upto += i < warp ? s_.warp_sums[i] : 0;
         before += s_.warp_sums[i];
       }
-      int taken = (upto - mine) & 0xffff, tied = (upto - mine) >> 16;
+      int taken = upto & 0xffff, tied = upto >> 16;
 #pragma unroll 1
-      for (uint32_t bits = takes | ties; bits != 0; bits &= bits - 1) {
-        const int i = __ffs(static_cast<int>(bits)) - 1;
-        const bool is_tie = (ties >> i & 1) != 0;
-        if (!is_tie || tied < choice.ties) {
-          put(first + i, taken + min(tied, choice.ties), deal, portion);
+      for (int i = 0; i < steps; ++i) {
+        const bool take = (takes >> i & 1) != 0, tie = (ties >> i & 1) != 0;
+        const uint32_t all_takes = __ballot_sync(0xffffffffu, take);
+        const uint32_t all_ties = __ballot_sync(0xffffffffu, tie);
+        const uint32_t lower = (1u << lane) - 1;
+        const int ties_before = min(tied + __popc(all_ties & lower), choice.ties);
+        if (take || (tie && ties_before < choice.ties)) {
+          put(first + i * 32, taken + __popc(all_takes & lower) + ties_before, deal, portion);
         }
-        taken += is_tie ? 0 : 1;
-        tied += is_tie ? 1 : 0;
+        taken += __popc(all_takes);
+        tied += __popc(all_ties);
       }
     }
   }
@@ -346,7 +375,8 @@ class Team {
     const int per_rank = (columns + size_ - 1) >> size_shift_;
     const int mine = (columns - rank_ + size_ - 1) >> size_shift_;
     if (threadIdx.x == 0) {
-      cluster::arrive_expecting(s_.merged, size_ * mine * static_cast<int>(sizeof(float4) + 8));
+      constexpr int kPart = sizeof(float4), kState = sizeof(float2);
+      cluster::arrive_expecting(s_.merged, size_ * (mine * kPart + a_.group * kState));
     }
     attention.run(staged, [&](int head, int column, const SoftmaxState& state,
                               const float (&sum)[4]) {
@@ -354,7 +384,11 @@ class Team {
       const int owner = at & (size_ - 1);
       const int slot = rank_ * per_rank + (at >> size_shift_);
       cluster::send(s_.parts + slot, make_float4(sum[0], sum[1], sum[2], sum[3]), s_.merged, owner);
-      cluster::send(s_.states + slot, make_float2(state.max, state.sum), s_.merged, owner);
+      // Each gets the state of every head.
+      if (column / 4 < size_) {
+        cluster::send(&s_.states[rank_][head], make_float2(state.max, state.sum), s_.merged,
+                      column / 4);
+      }
     });
     cluster::wait_for(s_.merged, 0);
     // A lane per rank and column.
@@ -365,9 +399,9 @@ class Team {
 #pragma unroll 1
     for (int first = 0; first < mine; first += kThreads >> size_shift_) {
       const int i = first + (static_cast<int>(threadIdx.x) >> size_shift_);
-      const int slot = lane_rank * per_rank + min(i, mine - 1);
-      const float2 state = s_.states[slot];
-      const float4 four = s_.parts[slot];
+      const int at = (min(i, mine - 1) << size_shift_) + rank_;
+      const float2 state = s_.states[lane_rank][at / kHeadColumns];
+      const float4 four = s_.parts[lane_rank * per_rank + (at >> size_shift_)];
       SoftmaxState all{state.x, state.y};
 #pragma unroll
       for (int mask = 1; mask < kMaxTeam; mask *= 2) {
@@ -385,7 +419,7 @@ class Team {
         for (int j = 0; j < 4; ++j) sum[j] += __shfl_xor_sync(0xffffffffu, sum[j], mask);
       }
       if (i < mine && lane_rank == 0) {
-        store_four(out + ((i << size_shift_) + rank_) * 4, sum, softmax_inverse(all));
+        store_four(out + at * 4, sum, softmax_inverse(all));
       }
     }
   }

@@ -35,8 +35,9 @@ class TeamDeal {
     const int rank = static_cast<int>(threadIdx.x) % 32;
     const int kept = min(selected, room_);
     const int surplus = selected - kept, room = room_ - kept;
-    const int surplus_upto = warp_inclusive_sum(surplus), room_upto = warp_inclusive_sum(room);
-    const int handed_on = __shfl_sync(0xffffffffu, surplus_upto, 31);
+    const int surplus_upto = warp_inclusive_sum<kMaxTeam>(surplus);
+    const int room_upto = warp_inclusive_sum<kMaxTeam>(room);
+    const int handed_on = __shfl_sync(0xffffffffu, surplus_upto, kMaxTeam - 1);
     const int taken = max(min(handed_on - (room_upto - room), room), 0);
     if (threadIdx.x < size_) {
       s_.room_upto[rank] = room_upto;

@@ -13,26 +13,70 @@
 namespace trt_resa {
 namespace sparse {
 
+// Where the bins of the first round lie, around the score that the blocks of a row would have if
+// they were equal: 128 per power of two from half of it to twice, 16 per power of two over 13 of
+// them below, and over three above. The first and the last one hold all that is beyond.
+class FirstBins {
+  static constexpr int kFineShift = 23 - 7, kCoarseShift = 23 - 4;
+  static constexpr uint32_t kLow = 13u << 23;                       // keys of the coarse bins below
+  static constexpr uint32_t kHigh = kLow + (2u << 23);              // and of the fine ones
+  static constexpr int kFine = kLow >> kCoarseShift;                // the first one of these
+  static constexpr int kAbove = kFine + ((2 << 23) >> kFineShift);  // and of those above
+  static_assert(kAbove + (3 << 23 >> kCoarseShift) == kTeamBins);
+
+ public:
+  // Of rows of `blocks` and as many heads as a group has.
+  __device__ FirstBins(int group, int blocks) {
+    begin_ = __float_as_uint(static_cast<float>(group) / static_cast<float>(blocks)) - (14u << 23);
+  }
+
+  __device__ int of(uint32_t key) const {
+    if (key < begin_) return 0;
+    const uint32_t from = key - begin_;
+    const int bin = from < kLow    ? static_cast<int>(from >> kCoarseShift)
+                    : from < kHigh ? kFine + static_cast<int>((from - kLow) >> kFineShift)
+                                   : kAbove + static_cast<int>((from - kHigh) >> kCoarseShift);
+    return min(bin, kTeamBins - 1);
+  }
+
+  __device__ uint32_t first_key(int bin) const {
+    if (bin == 0) return 0;
+    return begin_ + (bin < kFine ? static_cast<uint32_t>(bin) << kCoarseShift
+                     : bin < kAbove
+                         ? kLow + (static_cast<uint32_t>(bin - kFine) << kFineShift)
+                         : kHigh + (static_cast<uint32_t>(bin - kAbove) << kCoarseShift));
+  }
+  __device__ uint32_t last_key(int bin) const {
+    return bin == kTeamBins - 1 ? 0xffffffffu : first_key(bin + 1) - 1;
+  }
+
+ private:
+  uint32_t begin_;
+};
+
 template <typename Shape>
 class TeamSearch {
   static constexpr int kThreads = Shape::kThreads;
   static constexpr int kWarps = kThreads / 32;
   static constexpr int kWords = kTeamBins / 2;
-  static constexpr int kMerged = kBins / kTeamBins;  // bins of bin_of in one of a team's
-  static_assert(kWords == kThreads);
+  static_assert(kWords == kThreads && kMaxRivals == kThreads);
 
  public:
-  __device__ TeamSearch(TeamShared<Shape>& shared, int size, int rank, int blocks)
-      : s_(shared), size_(size), rank_(rank), begin_(bins_begin(blocks)) {}
+  // For a row of `blocks`.
+  __device__ TeamSearch(TeamShared<Shape>& shared, int size, int rank, int group, int blocks)
+      : s_(shared), size_(size), rank_(rank), bins_(group, blocks) {}
 
   // Before the first key; a barrier must follow.
   __device__ void start() {
     clear(own_counts(0));
-    if (threadIdx.x < kMaxTeam) s_.rivals_of[threadIdx.x] = 0;
-    if (threadIdx.x == 0) s_.own_rivals = 0;
+    s_.rivals[threadIdx.x] = 0;
+    if (threadIdx.x == 0) {
+      s_.own_rivals = 0;
+      s_.last_key = 0xffffffffu;
+    }
   }
   // An own key, for the first round.
-  __device__ void count(uint32_t key) { own_counts(0).add(bin_of(key, begin_) / kMerged); }
+  __device__ void count(uint32_t key) { own_counts(0).add(bins_.of(key)); }
 
   // An interval of the row's keys that holds the end of its selection, of which `wanted` are to be
   // taken; `of_rank` is set to what lane l's rank has of it. `own` are this rank's keys. Begins
@@ -40,8 +84,8 @@ class TeamSearch {
   __device__ Interval find_interval(int own, int wanted, RankKeys& of_rank) {
     Interval interval;
     const int bin = do_round(0, wanted, interval, of_rank);
-    interval.first = interval_of_bin(bin * kMerged, begin_).first;
-    interval.last = interval_of_bin(bin * kMerged + kMerged - 1, begin_).last;
+    interval.first = bins_.first_key(bin);
+    interval.last = bins_.last_key(bin);
     if (compares(interval)) send_rivals(own, interval, of_rank);
     return interval;
   }
@@ -93,19 +137,17 @@ class TeamSearch {
 
   // Sends the own keys inside to all; they stand in the order of ranks.
   __device__ void send_rivals(int own, const Interval& interval, const RankKeys& of_rank) {
-    const int upto = warp_inclusive_sum(of_rank.inside);
+    rivals_begin_ = warp_inclusive_sum<kMaxTeam>(of_rank.inside) - of_rank.inside;
     const int count = __shfl_sync(0xffffffffu, of_rank.inside, rank_);
-    uint2* rivals = s_.rivals + __shfl_sync(0xffffffffu, upto, rank_) - count;
+    uint32_t* rivals = s_.rivals + __shfl_sync(0xffffffffu, rivals_begin_, rank_);
     if (threadIdx.x == 0) {
       cluster::arrive_expecting(s_.rivals_sent,
-                                (interval.inside - count) * static_cast<int>(sizeof(uint2)));
+                                (interval.inside - count) * static_cast<int>(sizeof(uint32_t)));
     }
 #pragma unroll 1
     for (int i = threadIdx.x; i < own; i += kThreads) {
       const uint32_t key = s_.keys[i];
-      if (interval.contains(key)) {
-        rivals[atomicAdd(&s_.own_rivals, 1)] = make_uint2(key, static_cast<uint32_t>(rank_));
-      }
+      if (interval.contains(key)) rivals[atomicAdd(&s_.own_rivals, 1)] = key;
     }
     __syncthreads();
     const int peer = static_cast<int>(threadIdx.x) % kMaxTeam;
@@ -116,41 +158,42 @@ class TeamSearch {
     }
   }
 
-  // Finds the last key that is taken, by how many are before each.
+  // Finds the last key that is taken: the smallest one that fewer than `wanted` are above.
   __device__ void compare_rivals(Interval& interval, RankKeys& of_rank) {
     const int rivals = interval.inside;
-    // So many threads for each, a power of two of a warp's lanes.
+    // So many threads for each, a power of two of a warp's lanes; they look at four at a time.
     const int shift = min(__clz(rivals - 1) - __clz(kThreads - 1), 5);
     const int mine = static_cast<int>(threadIdx.x) >> shift;
     const int first = static_cast<int>(threadIdx.x) & ((1 << shift) - 1);
     cluster::wait_for(s_.rivals_sent, 0);
-    const uint2 own = mine < rivals ? s_.rivals[mine] : make_uint2(0, 0);
-    int before = 0;
+    const uint32_t key = s_.rivals[mine];
+    int above = 0;
 #pragma unroll 4
-    for (int i = first; i < rivals; i += 1 << shift) {
-      const uint32_t key = s_.rivals[i].x;
-      before += key > own.x || (key == own.x && i < mine) ? 1 : 0;
+    for (int i = 4 * first; i < rivals; i += 4 << shift) {
+      const uint4 four = *reinterpret_cast<const uint4*>(s_.rivals + i);
+      above += (four.x > key ? 1 : 0) + (four.y > key ? 1 : 0) + (four.z > key ? 1 : 0) +
+               (four.w > key ? 1 : 0);
     }
 #pragma unroll 1
     for (int mask = 1 << shift >> 1; mask > 0; mask /= 2) {
-      before += __shfl_xor_sync(0xffffffffu, before, mask);
+      above += __shfl_xor_sync(0xffffffffu, above, mask);
     }
-    const bool counts = mine < rivals && first == 0;
-    if (counts && before == interval.wanted - 1) s_.last_key = own.x;
+    const bool is_taken = mine < rivals && above < interval.wanted;
+    const uint32_t least = __reduce_min_sync(0xffffffffu, is_taken ? key : 0xffffffffu);
+    if (threadIdx.x % 32 == 0) atomicMin(&s_.last_key, least);
     __syncthreads();
     const uint32_t last = s_.last_key;
-    if (counts && own.x >= last) {
-      atomicAdd(&s_.rivals_of[own.y], own.x > last ? 1u : 1u << 16);
+    int all_above = 0, equal = 0;  // of lane l's rank
+#pragma unroll 4
+    for (int i = rivals_begin_; i < rivals_begin_ + of_rank.inside; ++i) {
+      all_above += s_.rivals[i] > last ? 1 : 0;
+      equal += s_.rivals[i] == last ? 1 : 0;
     }
-    __syncthreads();
-    const int rank = static_cast<int>(threadIdx.x) % 32;
-    const uint32_t both = rank < size_ ? s_.rivals_of[rank] : 0;
-    const int above = static_cast<int>(both & 0xffff);
-    of_rank.above += above;
-    of_rank.inside = static_cast<int>(both >> 16);
+    of_rank.above += all_above;
+    of_rank.inside = equal;
     interval.first = interval.last = last;
-    interval.wanted -= warp_sum(above);
-    interval.inside = warp_sum(of_rank.inside);
+    interval.wanted -= warp_sum(all_above);
+    interval.inside = warp_sum(equal);
   }
 
   // The own counts of a round, where the others have them too.
@@ -222,7 +265,8 @@ class TeamSearch {
   TeamShared<Shape>& s_;
   const int size_;
   const int rank_;
-  const uint32_t begin_;  // of the bins
+  const FirstBins bins_;
+  int rivals_begin_ = 0;  // those of lane l's rank
 };
 
 }  // namespace sparse

@@ -13,8 +13,8 @@ namespace sparse {
 
 constexpr int kMinTeam = 4;  // counts are added up for so many ranks at a time
 constexpr int kMaxTeam = 16;
-constexpr int kTeamBins = 512;          // of the histograms that a team adds up
-constexpr int kMaxRivals = 128;         // that are compared with one another
+constexpr int kTeamBins = 512;          // of the histograms that a team adds up, see FirstBins
+constexpr int kMaxRivals = 256;         // that are compared with one another
 constexpr int kTeamBlocks = 4096;       // of a row, per thread block
 constexpr int kTeamSelected = 1024;     // of a selection, per thread block
 constexpr int kMinTeamBlocks = 32;      // of all teams: fewer do not keep the memory busy
@@ -58,21 +58,20 @@ struct TeamShared {
   // a log.
   SoftmaxState of_warps[Score::kWarps][Score::kHeads];
   SoftmaxState of_ranks[kMaxTeam][Score::kHeads];
-  alignas(16) float head_logs[Score::kHeads];
-  // Everybody's keys that may be the last one taken, each with its rank; how many of the own ones
-  // stand there; the last key; how many of each rank's are above it, and, from bit 16 on, equal.
-  alignas(16) uint2 rivals[kMaxRivals];
+  alignas(16) float head_logs[Score::kWarps][Score::kHeads];  // a copy for each warp
+  // Everybody's keys that may be the last one taken, and zeros; how many of the own ones stand
+  // there; the last one.
+  alignas(16) uint32_t rivals[kMaxRivals];
   int own_rivals;
   uint32_t last_key;
-  uint32_t rivals_of[kMaxTeam];
   // Of each rank: how many more blocks it can attend to, added up over the ranks up to it, and
   // where the first of them goes among its entries.
   int room_upto[kMaxTeam];
   int room_begin[kMaxTeam];
   alignas(16) int warp_sums[Shape::kThreads / 32];
-  // Everybody's results for this one's columns, [ranks, columns of a rank].
+  // Everybody's results for this one's columns, [ranks, columns of a rank], and for each head.
   alignas(16) float4 parts[Shape::kColumns + kMaxTeam];
-  float2 states[Shape::kColumns + kMaxTeam];
+  float2 states[kMaxTeam][Score::kHeads];
   uint64_t weighed;  // barriers
   uint64_t counted[2];
   uint64_t rivals_sent;

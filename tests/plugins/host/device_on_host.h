@@ -217,6 +217,18 @@ T __reduce_max_sync(unsigned, T value) {
   });
 }
 template <typename T>
+T __reduce_min_sync(unsigned, T value) {
+  return on_host::exchange(value, [](auto&& of) {
+    T smallest = of(0);
+    for (int i = 1; i < 32; ++i) smallest = std::min(smallest, of(i));
+    return smallest;
+  });
+}
+template <typename T>
+void atomicMin(T* address, T value) {
+  *address = std::min(*address, value);
+}
+template <typename T>
 T atomicAdd(T* address, T value) {
   const T before = *address;
   *address += value;
