@@ -89,9 +89,13 @@ __device__ inline void send(const int32_t* target, int32_t value, const uint64_t
                "r"(value), "r"(address_at(&barrier, rank))
                : "memory");
 }
-__device__ inline void send(const uint32_t* target, uint32_t value, const uint64_t& barrier,
+__device__ inline void send(const uint4* target, const uint4& value, const uint64_t& barrier,
                             int rank) {
-  send(reinterpret_cast<const int32_t*>(target), static_cast<int32_t>(value), barrier, rank);
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(address_at(target, rank)),
+      "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w), "r"(address_at(&barrier, rank))
+      : "memory");
 }
 __device__ inline void send(const float2* target, const float2& value, const uint64_t& barrier,
                             int rank) {

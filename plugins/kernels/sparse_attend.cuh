@@ -228,6 +228,7 @@ struct WarpAttention {
     const int row = lane % 16, half = lane / 16;
     const uint32_t first = keys + unit_offset<Shape::kChunks>(row, half);
     float scores[Shape::kHeadTiles][4] = {};
+    float odd[Shape::kHeadTiles][4] = {};
 #pragma unroll(Shape::kQueryInShared ? 4 : kSteps)
     for (int step = 0; step < kSteps; ++step) {
       uint32_t matrix[4];
@@ -242,7 +243,8 @@ struct WarpAttention {
       } else {
 #pragma unroll
         for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
-          multiply_add<T>(scores[tile], matrix, query[step][tile][0], query[step][tile][1]);
+          multiply_add<T>(step % 2 == 0 ? scores[tile] : odd[tile], matrix, query[step][tile][0],
+                          query[step][tile][1]);
         }
       }
     }
@@ -252,7 +254,7 @@ struct WarpAttention {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int key = lane / 4 + (i < 2 ? 0 : 8);
-        s[i] = key < valid ? s[i] * scale : kNoScore;
+        s[i] = key < valid ? (s[i] + odd[tile][i]) * scale : kNoScore;
       }
       float rescale[2];
 #pragma unroll

@@ -52,8 +52,7 @@ class Team {
       cluster::make_barrier(s_.counted[0], 1);
       cluster::make_barrier(s_.counted[1], 1);
       cluster::make_barrier(s_.rivals_sent, 1);
-      cluster::make_barrier(s_.handed_on[0], 1);
-      cluster::make_barrier(s_.handed_on[1], 1);
+      cluster::make_barrier(s_.handed_on, 1);
       cluster::make_barrier(s_.merged, 1);
       cluster::fence_barriers();
     }
@@ -123,10 +122,9 @@ class Team {
         terms, s_.of_warps);
     cp_async_wait<0>();
     cluster::wait();
-    TeamDeal<Shape> deal(s_, size_, rank_, quota(static_cast<int>(threadIdx.x) % 32));
+    TeamDeal<Shape> deal(s_, size_);
     Interval interval;
-    RankKeys of_rank;  // lane l's
-    Portion portion;
+    bool has_rivals = false;
     if (scores) {
       const float* own_terms = weigh(terms, own);
 #pragma unroll 1
@@ -137,58 +135,69 @@ class Team {
         s_.keys[i] = key;
         search.count(key);
       }
-      interval = search.find_interval(own, row_.wanted, of_rank);
-      if (attends) {
-        portion = deal.deal(of_rank.above);
-        list(keys_above(interval), deal, portion);
+      RankKeys of_rank;  // lane l's
+      const int likely = attends ? min(quota(rank_), kLikelyBytes / block_bytes()) : 0;
+      interval = search.find_interval(own, row_.wanted, attends ? kMaxRivals : kMaxRivals / 3,
+                                      of_rank, likely, [&](uint32_t least) {
+                                        if (likely > 0) prefetch(own, least);
+                                      });
+      has_rivals = !interval.is_final();
+      if (has_rivals) {
+        search.send_rivals(own, row_.begin, interval, of_rank, [&](int i) { return entry_of(i); });
+        if (!attends) search.close(interval, of_rank);
       }
+      list(choose(interval, of_rank, has_rivals && attends, deal), deal);
     } else {
       take_all();
-      portion.kept = own;
     }
     __syncthreads();
+    if (!attends) return;
+    if ((a_.roles & kAppend) != 0 && rank_ == size_ - 1) await_append();
     Tiles tiles{a_, s_, row_.kv_len - (row_.blocks - 1) * a_.block_size, quota(rank_),
-                portion.kept};
+                scores ? deal.kept() : own};
     Attention<T, typename Shape::Attend, Tiles> attention(a_, row_.kv_head, tiles, s_.attend);
-    if (attends) {
-      if ((a_.roles & kAppend) != 0 && rank_ == size_ - 1) {
-        wait(counters() + kAppendedWord, 1);  // the last block is in this thread block's part
-        if (threadIdx.x == 0) counters()[kAppendedWord] = 0;
-      }
-      attention.start();
-    }
-    if (scores) {
-      // What is left of the selection, or all of it.
-      const int dealt = attends ? of_rank.above : 0;
-      const uint32_t most = attends ? interval.last : 0xffffffffu;
-      search.finish(own, row_.wanted, interval, of_rank);
-      const int upto = warp_inclusive_sum<kMaxTeam>(of_rank.inside);
-      const int before = upto - of_rank.inside;
-      const int inside = max(min(interval.wanted - before, of_rank.inside), 0);
-      const int selected = of_rank.above - dealt + inside;
-      if (attends) {
-        portion = deal.deal(selected);
-      } else {
-        const int selected_upto = warp_inclusive_sum<kMaxTeam>(selected);
-        portion.number = __shfl_sync(0xffffffffu, selected_upto - selected, rank_);
-      }
-      Choice choice = keys_above(interval);
-      choice.most = most;
-      if (interval.inside == interval.wanted) {
-        choice.least = interval.first;
-      } else {
-        choice.tie = interval.last;
-        choice.ties = __shfl_sync(0xffffffffu, inside, rank_);
-      }
-      list(choice, deal, portion);
-      if (attends) {
-        cluster::wait_for(s_.handed_on[0], 0);
-        tiles.known_blocks = portion.begin + portion.kept;
-      }
+    attention.start();
+    if (has_rivals) {
+      search.place_rivals(interval, [&](const Rival& rival, int before) {
+        const bool is_mine = deal.put_rival(before, rival.entry);
+        if (is_mine && Tiles::is_last(rival.entry)) s_.has_last_block = true;
+      });
       __syncthreads();
+      if ((a_.roles & kAppend) != 0 && s_.has_last_block) await_append();
     }
-    if (attends) attend_and_merge(attention, staged);
+    attend_and_merge(attention, staged);
   }
+
+  __device__ int block_bytes() const {  // of K and V
+    return 2 * a_.block_size * kHeadDim * static_cast<int>(sizeof(T));
+  }
+
+  // Brings K and V of the own blocks whose keys are from `least` on to the L2 cache.
+  __device__ void prefetch(int own, uint32_t least) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const char* kv = reinterpret_cast<const char*>(pool<const T>(a_.kv, a_.append.indirect));
+    const int half = block_bytes() / 2;
+    const int64_t to_value = rows_to_value(a_) * kHeadDim * static_cast<int64_t>(sizeof(T));
+#pragma unroll 1
+    for (int base = 0; base < own; base += kThreads) {
+      const int i = base + static_cast<int>(threadIdx.x);
+      const bool is_likely = i < own && s_.keys[i] >= least && is_pool_block(a_, s_.pool_blocks[i]);
+#pragma unroll 1
+      for (uint32_t bits = __ballot_sync(0xffffffffu, is_likely); bits != 0; bits &= bits - 1) {
+        const int at = i - lane + __ffs(static_cast<int>(bits)) - 1;
+        const char* keys =
+            kv + key_row(a_, s_.pool_blocks[at], row_.kv_head) * (kHeadDim * sizeof(T));
+#pragma unroll 1
+        for (int line = lane * kLineBytes; line < half; line += 32 * kLineBytes) {
+          prefetch_line(keys + line);
+          prefetch_line(keys + to_value + line);
+        }
+      }
+    }
+  }
+
+  // Called by all threads of who attends to the last block.
+  __device__ void await_append() const { wait(counters() + kAppendedWord, 1); }
 
   // Where the terms of `own` blocks go: to shared memory where they are few, or to the workspace.
   __device__ float* terms_of(int own) const {
@@ -281,21 +290,42 @@ class Team {
     a_.counts[seq] = selected_of(a_, seq, usable_length(a_, seq, &query_row));
   }
 
-  // Which of the own keys are listed: from `least` to `most`, and the first ones that equal `tie`.
+  // Which of the own keys are listed: from `least` on, and the first ones that equal `tie`.
   struct Choice {
     uint32_t least;
-    uint32_t most = 0xffffffffu;
     uint32_t tie = 0xffffffffu;  // no key
     int ties = 0;
   };
-  static __device__ Choice keys_above(const Interval& interval) {
+
+  // What is taken of the own keys: all that is selected, or what is above the interval. The team
+  // knows then who attends to what of it, or where it stands in the row's selection.
+  __device__ Choice choose(const Interval& interval, const RankKeys& of_rank, bool only_above,
+                           TeamDeal<Shape>& deal) {
     Choice choice;
     choice.least = interval.last == 0xffffffffu ? interval.last : interval.last + 1;
+    int selected = of_rank.above;
+    if (!only_above) {
+      const int before = warp_inclusive_sum<kMaxTeam>(of_rank.inside) - of_rank.inside;
+      const int inside = max(min(interval.wanted - before, of_rank.inside), 0);
+      selected += inside;
+      if (interval.first != interval.last) {
+        choice.least = interval.first;
+      } else {
+        choice.tie = interval.last;
+        choice.ties = __shfl_sync(0xffffffffu, inside, rank_);
+      }
+    }
+    if ((a_.roles & kAttend) != 0) {
+      deal.deal(rank_, quota(static_cast<int>(threadIdx.x) % 32), selected);
+    } else {
+      const int before = warp_inclusive_sum<kMaxTeam>(selected) - selected;
+      selected_before_ = __shfl_sync(0xffffffffu, before, rank_);
+    }
     return choice;
   }
 
   // Gives the blocks of the chosen keys their places, in ascending order. A barrier must follow.
-  __device__ void list(const Choice& choice, const TeamDeal<Shape>& deal, const Portion& portion) {
+  __device__ void list(const Choice& choice, const TeamDeal<Shape>& deal) {
     const int own = row_.end - row_.begin;
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     // A warp's keys follow one another, up to 4 times 32 at a time.
@@ -311,7 +341,7 @@ class Team {
       for (int i = 0; i < steps; ++i) {
         const bool exists = first + i * 32 < own;
         const uint32_t key = exists ? s_.keys[first + i * 32] : 0;
-        const bool take = exists && key >= choice.least && key <= choice.most;
+        const bool take = exists && key >= choice.least;
         const bool tie = exists && key == choice.tie;
         count += __popc(__ballot_sync(0xffffffffu, take)) | __popc(__ballot_sync(0xffffffffu, tie))
                                                                 << 16;
@@ -336,7 +366,7 @@ class Team {
         const uint32_t lower = (1u << lane) - 1;
         const int ties_before = min(tied + __popc(all_ties & lower), choice.ties);
         if (take || (tie && ties_before < choice.ties)) {
-          put(first + i * 32, taken + __popc(all_takes & lower) + ties_before, deal, portion);
+          put(first + i * 32, taken + __popc(all_takes & lower) + ties_before, deal);
         }
         taken += __popc(all_takes);
         tied += __popc(all_ties);
@@ -345,13 +375,15 @@ class Team {
   }
 
   // An own block that is the `place`-th of those listed.
-  __device__ void put(int at, int place, const TeamDeal<Shape>& deal, const Portion& portion) {
-    const int block = row_.begin + at;
+  __device__ void put(int at, int place, const TeamDeal<Shape>& deal) const {
     if ((a_.roles & kAttend) == 0) {
-      selection()[portion.number + place] = block;
+      selection()[selected_before_ + place] = row_.begin + at;
     } else {
-      deal.put(portion, place, Tiles::entry(a_, s_.pool_blocks[at], block, row_.blocks));
+      deal.put(place, entry_of(at));
     }
+  }
+  __device__ int32_t entry_of(int at) const {
+    return Tiles::entry(a_, s_.pool_blocks[at], row_.begin + at, row_.blocks);
   }
 
   // All blocks are selected: the own ones are this rank's part.
@@ -391,35 +423,61 @@ class Team {
       }
     });
     cluster::wait_for(s_.merged, 0);
-    // A lane per rank and column.
-    const int lane_rank = static_cast<int>(threadIdx.x) & (size_ - 1);
+    // Everybody has attended to its part by now.
+    if ((a_.roles & kAppend) != 0 && rank_ == size_ - 1 && threadIdx.x == 0) {
+      counters()[kAppendedWord] = 0;
+    }
+    // A thread per half of four columns and kMinTeam ranks; neighbours have the other ranks.
+    const int shift = size_shift_ - kMinTeamShift;
+    const int neighbours = 1 << shift;
+    const int first_rank = (static_cast<int>(threadIdx.x) & (neighbours - 1)) * kMinTeam;
     T* out =
         static_cast<T*>(a_.out) +
         (static_cast<int64_t>(row_.query_row) * a_.q_heads + row_.kv_head * a_.group) * kHeadDim;
 #pragma unroll 1
-    for (int first = 0; first < mine; first += kThreads >> size_shift_) {
-      const int i = first + (static_cast<int>(threadIdx.x) >> size_shift_);
-      const int at = (min(i, mine - 1) << size_shift_) + rank_;
-      const float2 state = s_.states[lane_rank][at / kHeadColumns];
-      const float4 four = s_.parts[lane_rank * per_rank + (at >> size_shift_)];
-      SoftmaxState all{state.x, state.y};
+    for (int first = 0; first < 2 * mine; first += kThreads >> shift) {
+      const int half = first + (static_cast<int>(threadIdx.x) >> shift);
+      const int i = min(half / 2, mine - 1);
+      const int at = (i << size_shift_) + rank_;
+      SoftmaxState states[kMinTeam];
+      float2 parts[kMinTeam];
 #pragma unroll
-      for (int mask = 1; mask < kMaxTeam; mask *= 2) {
-        if (mask == size_) break;
+      for (int r = 0; r < kMinTeam; ++r) {
+        const float2 state = s_.states[first_rank + r][at / kHeadColumns];
+        states[r] = SoftmaxState{state.x, state.y};
+        parts[r] =
+            reinterpret_cast<const float2*>(s_.parts + (first_rank + r) * per_rank + i)[half % 2];
+      }
+      float scales[kMinTeam];
+      SoftmaxState all = softmax_merge(states, scales);
+      float x = 0.0f, y = 0.0f;
+#pragma unroll
+      for (int r = 0; r < kMinTeam; ++r) {
+        x += parts[r].x * scales[r];
+        y += parts[r].y * scales[r];
+      }
+      const float max = all.max;
+#pragma unroll
+      for (int mask = 1; mask < kMaxTeam / kMinTeam; mask *= 2) {
+        if (mask == neighbours) break;
         all.max = fmaxf(all.max, __shfl_xor_sync(0xffffffffu, all.max, mask));
       }
-      const float scale = softmax_rescale(state.x, all.max);
+      const float scale = softmax_rescale(max, all.max);
       all.sum *= scale;
-      float sum[4] = {four.x * scale, four.y * scale, four.z * scale, four.w * scale};
+      x *= scale;
+      y *= scale;
 #pragma unroll
-      for (int mask = 1; mask < kMaxTeam; mask *= 2) {
-        if (mask == size_) break;
+      for (int mask = 1; mask < kMaxTeam / kMinTeam; mask *= 2) {
+        if (mask == neighbours) break;
         all.sum += __shfl_xor_sync(0xffffffffu, all.sum, mask);
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sum[j] += __shfl_xor_sync(0xffffffffu, sum[j], mask);
+        x += __shfl_xor_sync(0xffffffffu, x, mask);
+        y += __shfl_xor_sync(0xffffffffu, y, mask);
       }
-      if (i < mine && lane_rank == 0) {
-        store_four(out + at * 4, sum, softmax_inverse(all));
+      if (first_rank == 0 && half < 2 * mine) {
+        const float inverse = softmax_inverse(all);
+        const auto pair = Pair<T>::from_float(x * inverse, y * inverse);
+        *reinterpret_cast<uint32_t*>(out + at * 4 + half % 2 * 2) =
+            reinterpret_cast<const uint32_t&>(pair);
       }
     }
   }
@@ -430,6 +488,7 @@ class Team {
   const int size_shift_;
   const int rank_;
   TeamRow row_;
+  int selected_before_ = 0;  // of the row's selection, by the ranks before this one
 };
 
 }  // namespace sparse

@@ -1,9 +1,6 @@
 // Who of a team attends to what (sparse_team.cuh): each to blocks that it has selected itself, up
-// to its quota; what is above goes to those that are below theirs, in a fixed order.
-//
-// Blocks are dealt out twice: those that are certain when the first round of the search is done,
-// and those that are found to be in when it ends. A rank's entries are in the order in which they
-// come: own ones and handed on ones of the first deal, then those of the second.
+// to its quota; what is above goes to those that are below theirs, in a fixed order. That holds for
+// what is certain when it is dealt out. Rivals, which all know by then, fill what room is left.
 #pragma once
 
 #include "cluster.cuh"
@@ -13,57 +10,49 @@
 namespace trt_resa {
 namespace sparse {
 
-// What a rank does with the blocks of a deal that it has selected itself.
-struct Portion {
-  int deal = 0;
-  int surplus = 0;  // the first ones are handed on
-  int number = 0;   // of the first one that is handed on, among all of the team's
-  int begin = 0;    // the entry where the others go
-  int kept = 0;     // and how many they are
-};
-
 template <typename Shape>
 class TeamDeal {
  public:
-  // `quota` is lane l's rank's.
-  __device__ TeamDeal(TeamShared<Shape>& shared, int size, int rank, int quota)
-      : s_(shared), size_(size), rank_(rank), room_(quota) {}
+  __device__ TeamDeal(TeamShared<Shape>& shared, int size) : s_(shared), size_(size) {}
 
-  // Deals out `selected` blocks of lane l's rank. Called by all threads, and a barrier must follow
-  // before one is handed on.
-  __device__ Portion deal(int selected) {
-    const int rank = static_cast<int>(threadIdx.x) % 32;
-    const int kept = min(selected, room_);
-    const int surplus = selected - kept, room = room_ - kept;
+  // Deals out `selected` blocks of lane l's rank, whose quota is `quota`. `rank` is this one.
+  // Called by all threads; a barrier must follow before one is handed on.
+  __device__ void deal(int rank, int quota, int selected) {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int kept = min(selected, quota);
+    const int surplus = selected - kept, room = quota - kept;
     const int surplus_upto = warp_inclusive_sum<kMaxTeam>(surplus);
     const int room_upto = warp_inclusive_sum<kMaxTeam>(room);
     const int handed_on = __shfl_sync(0xffffffffu, surplus_upto, kMaxTeam - 1);
-    const int taken = max(min(handed_on - (room_upto - room), room), 0);
     if (threadIdx.x < size_) {
-      s_.room_upto[rank] = room_upto;
-      s_.room_begin[rank] = filled_ + kept;
+      s_.room_upto[lane] = room_upto;
+      s_.kept[lane] = kept;
     }
-    if (threadIdx.x == rank_) {
-      cluster::arrive_expecting(s_.handed_on[deals_], taken * static_cast<int>(sizeof(int32_t)));
+    kept_ = __shfl_sync(0xffffffffu, kept, rank);
+    surplus_ = __shfl_sync(0xffffffffu, surplus, rank);
+    number_ = __shfl_sync(0xffffffffu, surplus_upto, rank) - surplus_;
+    const int own_upto = __shfl_sync(0xffffffffu, room_upto, rank);
+    const int own_room = __shfl_sync(0xffffffffu, room, rank);
+    const int taken = max(min(handed_on - (own_upto - own_room), own_room), 0);
+    if (threadIdx.x == 0) {
+      cluster::arrive_expecting(s_.handed_on, taken * static_cast<int>(sizeof(int32_t)));
     }
-    Portion own;
-    own.deal = deals_++;
-    own.surplus = __shfl_sync(0xffffffffu, surplus, rank_);
-    own.number = __shfl_sync(0xffffffffu, surplus_upto, rank_) - own.surplus;
-    own.begin = __shfl_sync(0xffffffffu, filled_, rank_);
-    own.kept = __shfl_sync(0xffffffffu, kept, rank_);
-    filled_ += kept + taken;
-    room_ = room - taken;
-    return own;
+    // Rivals follow in the same room.
+    first_rival_ = max(own_upto - own_room - handed_on, 0);
+    end_rival_ = max(own_upto - handed_on, 0);
+    rivals_begin_ = kept_ + taken;
   }
 
-  // Puts the entry of the `place`-th own block of a deal where it belongs.
-  __device__ void put(const Portion& own, int place, int32_t entry) const {
-    if (place >= own.surplus) {
-      s_.entries()[own.begin + place - own.surplus] = entry;
+  // Own blocks that are attended to.
+  __device__ int kept() const { return kept_; }
+
+  // Puts the entry of the `place`-th own block where it belongs.
+  __device__ void put(int place, int32_t entry) const {
+    if (place >= surplus_) {
+      s_.entries()[place - surplus_] = entry;
       return;
     }
-    const int number = own.number + place;
+    const int number = number_ + place;
     int to = 0, before = 0;  // who takes it, and what ranks before that take
 #pragma unroll 1
     for (int half = size_ / 2; half > 0; half /= 2) {
@@ -72,17 +61,26 @@ class TeamDeal {
       to += half;
       before = upto;
     }
-    cluster::send(s_.entries() + s_.room_begin[to] + number - before, entry, s_.handed_on[own.deal],
-                  to);
+    cluster::send(s_.entries() + s_.kept[to] + number - before, entry, s_.handed_on, to);
+  }
+
+  // Puts the entry of the rival that so many come before to this rank's, and returns true, or is
+  // not for this one.
+  __device__ bool put_rival(int before, int32_t entry) const {
+    if (before < first_rival_ || before >= end_rival_) return false;
+    s_.entries()[rivals_begin_ + before - first_rival_] = entry;
+    return true;
   }
 
  private:
   TeamShared<Shape>& s_;
   const int size_;
-  const int rank_;
-  int deals_ = 0;
-  int room_;        // lane l's rank: blocks that it may still be dealt
-  int filled_ = 0;  // and has been dealt
+  int kept_ = 0;
+  int surplus_ = 0;       // the first ones of the own blocks are handed on
+  int number_ = 0;        // of the first one, among all of the team's
+  int rivals_begin_ = 0;  // the first rival's entry
+  int first_rival_ = 0;
+  int end_rival_ = 0;
 };
 
 }  // namespace sparse

@@ -69,38 +69,44 @@ class TeamSearch {
   // Before the first key; a barrier must follow.
   __device__ void start() {
     clear(own_counts(0));
-    s_.rivals[threadIdx.x] = 0;
+    if (threadIdx.x < kMaxTeam) s_.rivals_of[threadIdx.x] = 0;
     if (threadIdx.x == 0) {
       s_.own_rivals = 0;
       s_.last_key = 0xffffffffu;
+      s_.has_last_block = false;
     }
   }
   // An own key, for the first round.
   __device__ void count(uint32_t key) { own_counts(0).add(bins_.of(key)); }
 
-  // An interval of the row's keys that holds the end of its selection, of which `wanted` are to be
-  // taken; `of_rank` is set to what lane l's rank has of it. `own` are this rank's keys. Begins
-  // with a barrier.
-  __device__ Interval find_interval(int own, int wanted, RankKeys& of_rank) {
+  // The last interval of the row's keys, see TopK, or one of at most `most_rivals` keys in which
+  // the selection ends; `of_rank` is set to what lane l's rank has of it. `own` are this rank's
+  // keys. Begins with a barrier.
+  template <typename Meanwhile>
+  __device__ Interval find_interval(int own, int wanted, int most_rivals, RankKeys& of_rank,
+                                    int likely, Meanwhile&& meanwhile) {
     Interval interval;
-    const int bin = do_round(0, wanted, interval, of_rank);
-    interval.first = bins_.first_key(bin);
-    interval.last = bins_.last_key(bin);
-    if (compares(interval)) send_rivals(own, interval, of_rank);
-    return interval;
-  }
-
-  // Narrows it down to the last interval, see TopK. All threads have met since it was found.
-  __device__ void finish(int own, int wanted, Interval& interval, RankKeys& of_rank) {
-    if (compares(interval)) {
-      compare_rivals(interval, of_rank);
-      return;
-    }
+    int shift = 0;
 #pragma unroll 1
-    for (int round = 1; !interval.is_final(); ++round) {
-      // The round's bins, and how many of the own keys are above them.
-      TeamCounts& counts = own_counts(round);
-      const int shift = interval.shift(kTeamBins);
+    for (int round = 0;; ++round) {
+      add_up(own_counts(round), likely);
+      send_counts(round);
+      if (round == 0) meanwhile(bins_.first_key(s_.likely_bin));
+      receive_counts(round);
+      const int bin = find_bin(s_.counts(round), wanted, of_rank);
+      if (round == 0) {
+        interval.first = bins_.first_key(bin);
+        interval.last = bins_.last_key(bin);
+      } else {
+        interval.first += static_cast<uint32_t>(bin) << shift;
+        interval.last = interval.first + min(interval.last - interval.first, (1u << shift) - 1);
+      }
+      interval.inside = warp_sum(of_rank.inside);
+      interval.wanted = wanted - warp_sum(of_rank.above);
+      if (interval.is_final() || interval.inside <= most_rivals) return interval;
+      // The next round's bins, and how many of the own keys are above them.
+      TeamCounts& next = own_counts(round + 1);
+      shift = interval.shift(kTeamBins);
       int above = 0;
 #pragma unroll 1
       for (int base = 0; base < own; base += kThreads) {
@@ -108,92 +114,110 @@ class TeamSearch {
         const uint32_t key = i < own ? s_.keys[i] : 0;
         above += __popc(__ballot_sync(0xffffffffu, key > interval.last));
         if (interval.contains(key) && i < own) {
-          counts.add(static_cast<int>((key - interval.first) >> shift));
+          next.add(static_cast<int>((key - interval.first) >> shift));
         }
       }
-      if (threadIdx.x % 32 == 0) atomicAdd(&counts.words[kWords], static_cast<uint32_t>(above));
-      const int bin = do_round(round, wanted, interval, of_rank);
-      interval.first += static_cast<uint32_t>(bin) << shift;
-      interval.last = interval.first + min(interval.last - interval.first, (1u << shift) - 1);
+      if (threadIdx.x % 32 == 0) atomicAdd(&next.words[kWords], static_cast<uint32_t>(above));
     }
   }
 
- private:
-  // Whether the end of the selection is found by comparing what is inside.
-  static __device__ bool compares(const Interval& interval) {
-    return !interval.is_final() && interval.inside <= kMaxRivals;
-  }
-
-  // Finds the bin of the round's counts in which the selection ends, and sets how many keys are in
-  // it and taken of them.
-  __device__ int do_round(int round, int wanted, Interval& interval, RankKeys& of_rank) {
-    add_up(own_counts(round));
-    exchange_counts(round);
-    const int bin = find_bin(s_.counts(round), wanted, of_rank);
-    interval.inside = warp_sum(of_rank.inside);
-    interval.wanted = wanted - warp_sum(of_rank.above);
-    return bin;
-  }
-
-  // Sends the own keys inside to all; they stand in the order of ranks.
-  __device__ void send_rivals(int own, const Interval& interval, const RankKeys& of_rank) {
-    rivals_begin_ = warp_inclusive_sum<kMaxTeam>(of_rank.inside) - of_rank.inside;
+  // Sends the own keys inside to all: rivals for what is wanted of the interval. `entry_of` is
+  // called with the number of an own key, `begin` is the first one's block.
+  template <typename EntryOf>
+  __device__ void send_rivals(int own, int begin, const Interval& interval, const RankKeys& of_rank,
+                              EntryOf&& entry_of) {
+    const int upto = warp_inclusive_sum<kMaxTeam>(of_rank.inside);
     const int count = __shfl_sync(0xffffffffu, of_rank.inside, rank_);
-    uint32_t* rivals = s_.rivals + __shfl_sync(0xffffffffu, rivals_begin_, rank_);
+    Rival* rivals = s_.rivals + __shfl_sync(0xffffffffu, upto, rank_) - count;
     if (threadIdx.x == 0) {
       cluster::arrive_expecting(s_.rivals_sent,
-                                (interval.inside - count) * static_cast<int>(sizeof(uint32_t)));
+                                (interval.inside - count) * static_cast<int>(sizeof(Rival)));
     }
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int peer = lane % kMaxTeam;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < own; i += kThreads) {
-      const uint32_t key = s_.keys[i];
-      if (interval.contains(key)) rivals[atomicAdd(&s_.own_rivals, 1)] = key;
-    }
-    __syncthreads();
-    const int peer = static_cast<int>(threadIdx.x) % kMaxTeam;
-    if (peer >= size_ || peer == rank_) return;
+    for (int base = static_cast<int>(threadIdx.x) - lane; base < own; base += kThreads) {
+      const int i = base + lane;
+      const uint32_t key = i < own ? s_.keys[i] : 0;
+      const bool is_rival = i < own && interval.contains(key);
+      const uint32_t all = __ballot_sync(0xffffffffu, is_rival);
+      if (all == 0) continue;
+      int at = lane == 0 ? atomicAdd(&s_.own_rivals, __popc(all)) : 0;
+      at = __shfl_sync(0xffffffffu, at, 0);
+      if (is_rival) {
+        Rival& rival = rivals[at + __popc(all & ((1u << lane) - 1))];
+        rival.order = static_cast<uint64_t>(key) << 32 | ~static_cast<uint32_t>(begin + i);
+        rival.entry = entry_of(i);
+        rival.rank = rank_;
+      }
+      __syncwarp();
+      // Half a warp sends one to all others.
+      const int end = at + __popc(all);
 #pragma unroll 1
-    for (int i = static_cast<int>(threadIdx.x) / kMaxTeam; i < count; i += kThreads / kMaxTeam) {
-      cluster::send(rivals + i, rivals[i], s_.rivals_sent, peer);
+      for (int j = at + lane / kMaxTeam; j < end && peer < size_ && peer != rank_; j += 2) {
+        const auto& words = reinterpret_cast<const uint4&>(rivals[j]);
+        cluster::send(reinterpret_cast<uint4*>(rivals + j), words, s_.rivals_sent, peer);
+      }
     }
   }
 
-  // Finds the last key that is taken: the smallest one that fewer than `wanted` are above.
-  __device__ void compare_rivals(Interval& interval, RankKeys& of_rank) {
-    const int rivals = interval.inside;
-    // So many threads for each, a power of two of a warp's lanes; they look at four at a time.
-    const int shift = min(__clz(rivals - 1) - __clz(kThreads - 1), 5);
-    const int mine = static_cast<int>(threadIdx.x) >> shift;
-    const int first = static_cast<int>(threadIdx.x) & ((1 << shift) - 1);
-    cluster::wait_for(s_.rivals_sent, 0);
-    const uint32_t key = s_.rivals[mine];
-    int above = 0;
-#pragma unroll 4
-    for (int i = 4 * first; i < rivals; i += 4 << shift) {
-      const uint4 four = *reinterpret_cast<const uint4*>(s_.rivals + i);
-      above += (four.x > key ? 1 : 0) + (four.y > key ? 1 : 0) + (four.z > key ? 1 : 0) +
-               (four.w > key ? 1 : 0);
-    }
-#pragma unroll 1
-    for (int mask = 1 << shift >> 1; mask > 0; mask /= 2) {
-      above += __shfl_xor_sync(0xffffffffu, above, mask);
-    }
-    const bool is_taken = mine < rivals && above < interval.wanted;
+  // Calls `use` with each rival that is taken, by a thread each, and how many are before it.
+  template <typename Use>
+  __device__ void place_rivals(const Interval& interval, Use&& use) {
+    const auto comes_first = [](const Rival& a, const Rival& b) { return a.order > b.order; };
+    const Compared own = compare_rivals(interval.inside, comes_first);
+    if (own.counts && own.before < interval.wanted) use(own.rival, own.before);
+  }
+
+  // Narrows the interval down to the key of the last rival that is taken.
+  __device__ void close(Interval& interval, RankKeys& of_rank) {
+    const auto is_above = [](const Rival& a, const Rival& b) { return a.key() > b.key(); };
+    const Compared own = compare_rivals(interval.inside, is_above);
+    const uint32_t key = own.rival.key();
+    const bool is_taken = own.counts && own.before < interval.wanted;
     const uint32_t least = __reduce_min_sync(0xffffffffu, is_taken ? key : 0xffffffffu);
     if (threadIdx.x % 32 == 0) atomicMin(&s_.last_key, least);
     __syncthreads();
     const uint32_t last = s_.last_key;
-    int all_above = 0, equal = 0;  // of lane l's rank
-#pragma unroll 4
-    for (int i = rivals_begin_; i < rivals_begin_ + of_rank.inside; ++i) {
-      all_above += s_.rivals[i] > last ? 1 : 0;
-      equal += s_.rivals[i] == last ? 1 : 0;
+    if (own.counts && key >= last) {
+      atomicAdd(&s_.rivals_of[own.rival.rank], key > last ? 1u : 1u << 16);
     }
-    of_rank.above += all_above;
-    of_rank.inside = equal;
+    __syncthreads();
+    const int rank = static_cast<int>(threadIdx.x) % 32;
+    const uint32_t both = rank < size_ ? s_.rivals_of[rank] : 0;
+    const int above = static_cast<int>(both & 0xffff);
+    of_rank.above += above;
+    of_rank.inside = static_cast<int>(both >> 16);
     interval.first = interval.last = last;
-    interval.wanted -= warp_sum(all_above);
-    interval.inside = warp_sum(equal);
+    interval.wanted -= warp_sum(above);
+    interval.inside = warp_sum(of_rank.inside);
+  }
+
+ private:
+  struct Compared {
+    Rival rival;
+    int before;   // it
+    bool counts;  // once: of the threads that have the same rival
+  };
+
+  // How many of the rivals are `ahead` of a thread's own one.
+  template <typename Ahead>
+  __device__ Compared compare_rivals(int count, Ahead&& ahead) {
+    // So many threads for each, a power of two of a warp's lanes.
+    const int shift = min(__clz(count - 1) - __clz(kThreads - 1), 5);
+    const int mine = static_cast<int>(threadIdx.x) >> shift;
+    const int first = static_cast<int>(threadIdx.x) & ((1 << shift) - 1);
+    cluster::wait_for(s_.rivals_sent, 0);
+    Compared own{s_.rivals[min(mine, count - 1)], 0, mine < count && first == 0};
+#pragma unroll 4
+    for (int i = first; i < count; i += 1 << shift) {
+      own.before += ahead(s_.rivals[i], own.rival) ? 1 : 0;
+    }
+#pragma unroll 1
+    for (int mask = 1 << shift >> 1; mask > 0; mask /= 2) {
+      own.before += __shfl_xor_sync(0xffffffffu, own.before, mask);
+    }
+    return own;
   }
 
   // The own counts of a round, where the others have them too.
@@ -204,8 +228,9 @@ class TeamSearch {
     if (threadIdx.x == 0) counts.words[kWords] = 0;
   }
 
-  // Adds to each count those of all larger keys. Begins with a barrier; another one must follow.
-  __device__ void add_up(TeamCounts& counts) {
+  // Adds to each count those of all larger keys; leaves the bin of the `likely`-th largest one.
+  // Begins with a barrier; another one must follow.
+  __device__ void add_up(TeamCounts& counts, int likely) {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int word = kWords - 1 - static_cast<int>(threadIdx.x);  // from the largest keys on
     __syncthreads();
@@ -218,14 +243,18 @@ class TeamSearch {
 #pragma unroll
     for (int i = 0; i < kWarps; ++i) upto += i < warp ? s_.warp_sums[i] : 0;
     counts.words[word] = static_cast<uint32_t>(upto | (upto - low) << 16);
+    const int high = static_cast<int>(both >> 16);
+    if (upto >= likely && upto - low - high < likely) {
+      s_.likely_bin = 2 * word + (upto - low >= likely ? 1 : 0);
+    }
   }
 
-  // Sends the own counts to all others, and waits for theirs. Begins with a barrier.
-  __device__ void exchange_counts(int round) {
+  // Sends the own counts to all others. Begins with a barrier.
+  __device__ void send_counts(int round) {
     constexpr int kBytes = static_cast<int>(sizeof(TeamCounts));
-    uint64_t& counted = s_.counted[round % 2];
     cluster::fence_before_send();
     __syncthreads();
+    uint64_t& counted = s_.counted[round % 2];
     if (threadIdx.x == 0) cluster::arrive_expecting(counted, (size_ - 1) * kBytes);
     // Lanes would send one after another, warps do so at once.
     if (threadIdx.x % 32 == 0) {
@@ -234,7 +263,9 @@ class TeamSearch {
         if (peer != rank_) cluster::send_bytes(&own_counts(round), kBytes, counted, peer);
       }
     }
-    cluster::wait_for(counted, round / 2 % 2);
+  }
+  __device__ void receive_counts(int round) {
+    cluster::wait_for(s_.counted[round % 2], round / 2 % 2);
     // All others have what was sent in the round before: they have sent something after it.
     clear(own_counts(round + 1));
   }
@@ -266,7 +297,6 @@ class TeamSearch {
   const int size_;
   const int rank_;
   const FirstBins bins_;
-  int rivals_begin_ = 0;  // those of lane l's rank
 };
 
 }  // namespace sparse

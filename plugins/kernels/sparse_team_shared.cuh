@@ -11,10 +11,13 @@
 namespace trt_resa {
 namespace sparse {
 
-constexpr int kMinTeam = 4;  // counts are added up for so many ranks at a time
+constexpr int kMinTeamShift = 2;
+constexpr int kMinTeam =
+    1 << kMinTeamShift;  // ranks whose counts or results are added up at a time
 constexpr int kMaxTeam = 16;
 constexpr int kTeamBins = 512;          // of the histograms that a team adds up, see FirstBins
 constexpr int kMaxRivals = 256;         // that are compared with one another
+constexpr int kLikelyBytes = 64 << 10;  // of K and V, see Team::prefetch
 constexpr int kTeamBlocks = 4096;       // of a row, per thread block
 constexpr int kTeamSelected = 1024;     // of a selection, per thread block
 constexpr int kMinTeamBlocks = 32;      // of all teams: fewer do not keep the memory busy
@@ -38,6 +41,16 @@ struct alignas(16) TeamCounts {
   __device__ void add(int bin) { atomicAdd(&words[bin / 2], bin % 2 == 0 ? 1u : 1u << 16); }
 };
 
+// A key of those among which the selection ends, and its block.
+struct alignas(16) Rival {
+  uint64_t
+      order;      // of two the larger one comes first: the key, and below it the block's complement
+  int32_t entry;  // of those attended to
+  int32_t rank;
+
+  __device__ uint32_t key() const { return static_cast<uint32_t>(order >> 32); }
+};
+
 template <typename Shape>
 struct TeamShared {
   using Attend = typename Shape::Attend;
@@ -59,15 +72,18 @@ struct TeamShared {
   SoftmaxState of_warps[Score::kWarps][Score::kHeads];
   SoftmaxState of_ranks[kMaxTeam][Score::kHeads];
   alignas(16) float head_logs[Score::kWarps][Score::kHeads];  // a copy for each warp
-  // Everybody's keys that may be the last one taken, and zeros; how many of the own ones stand
-  // there; the last one.
-  alignas(16) uint32_t rivals[kMaxRivals];
+  // Everybody's rivals, in the order of ranks; how many of the own ones stand there; the key of the
+  // last one taken, and how many taken ones of each rank are above it, and, from bit 16 on, equal.
+  Rival rivals[kMaxRivals];
   int own_rivals;
+  int likely_bin;
   uint32_t last_key;
-  // Of each rank: how many more blocks it can attend to, added up over the ranks up to it, and
-  // where the first of them goes among its entries.
+  uint32_t rivals_of[kMaxTeam];
+  // Of each rank: the own blocks that it attends to; and, added up over the ranks up to it, how
+  // many more it has room for.
+  int kept[kMaxTeam];
   int room_upto[kMaxTeam];
-  int room_begin[kMaxTeam];
+  bool has_last_block;  // among the rivals that this rank attends to
   alignas(16) int warp_sums[Shape::kThreads / 32];
   // Everybody's results for this one's columns, [ranks, columns of a rank], and for each head.
   alignas(16) float4 parts[Shape::kColumns + kMaxTeam];
@@ -75,7 +91,7 @@ struct TeamShared {
   uint64_t weighed;  // barriers
   uint64_t counted[2];
   uint64_t rivals_sent;
-  uint64_t handed_on[2];
+  uint64_t handed_on;
   uint64_t merged;
 
   __device__ int32_t* entries() { return pool_blocks + kTeamBlocks; }
@@ -94,8 +110,7 @@ struct TeamShared {
   __device__ float* fetched_terms() { return reinterpret_cast<float*>(summaries); }
 };
 
-// The blocks that one of a team attends to, as far as they are known: the last ones are handed on
-// to it.
+// The blocks that one of a team attends to: its own ones, then those handed on to it, and rivals.
 template <typename Shared>
 struct TeamTiles {
   static constexpr int kLastBlock = 1 << 30;  // set in the entry of the sequence's last block
@@ -104,13 +119,13 @@ struct TeamTiles {
   Shared& shared;
   int last_tokens;  // in the last block
   int blocks;
-  int known_blocks;
+  int known_blocks;  // without a wait
 
   __device__ int shift() const { return a.block_shift - kTileShift; }
   __device__ int count() const { return blocks << shift(); }
   __device__ int known() const { return known_blocks << shift(); }
   __device__ void wait() {
-    cluster::wait_for(shared.handed_on[1], 0);
+    cluster::wait_for(shared.handed_on, 0);
     known_blocks = blocks;
   }
 
@@ -120,12 +135,14 @@ struct TeamTiles {
                                          : pool_block;
   }
 
+  static __device__ bool is_last(int entry) { return entry >= 0 && (entry & kLastBlock) != 0; }
+
   __device__ Tile find(int i) const {
     const int entry = shared.entries()[i >> shift()];
     Tile tile;
     tile.slot = i * kTileKeys & (a.block_size - 1);
     tile.pool_block = entry < 0 ? -1 : entry & ~kLastBlock;
-    tile.valid = ((entry & kLastBlock) != 0 ? last_tokens : a.block_size) - tile.slot;
+    tile.valid = (is_last(entry) ? last_tokens : a.block_size) - tile.slot;
     return tile;
   }
 };
