@@ -7,9 +7,9 @@
 // A thread block scores its own share of the row's blocks, and keeps their keys when all have sent
 // one another what their blocks weigh for each head. The team finds the last interval of the top-k
 // (sparse_topk.cuh) from histograms that each sends and all add up, from which every thread block
-// also knows how much of the selection is whose (sparse_team_deal.cuh). After the first round most
-// of it is certain: its keys and values are on their way while the end is searched. Results are
-// merged by columns.
+// also knows how much of the selection is whose (sparse_team_deal.cuh). Mostly after the first
+// round few keys are left that may be in or out. What is certain is on its way to the
+// multiprocessors while all compare these. Results are merged by columns.
 #pragma once
 
 #include "cluster.cuh"
@@ -137,9 +137,9 @@ class Team {
       }
       RankKeys of_rank;  // lane l's
       const int likely = attends ? min(quota(rank_), kLikelyBytes / block_bytes()) : 0;
-      interval = search.find_interval(own, row_.wanted, attends ? kMaxRivals : kMaxRivals / 3,
-                                      of_rank, likely, [&](uint32_t least) {
-                                        if (likely > 0) prefetch(own, least);
+      interval = search.find_interval(own, row_.wanted, attends ? kMaxRivals : kMaxQuickRivals,
+                                      likely, of_rank, [&](uint32_t least) {
+                                        if (attends) prefetch(own, least);
                                       });
       has_rivals = !interval.is_final();
       if (has_rivals) {
@@ -223,19 +223,15 @@ class Team {
     }
     // Meanwhile terms come back from the workspace.
     const int count = own * a_.term_pitch;
-    const float* fetched = nullptr;
     if (!s_.holds_terms(own, a_.term_pitch) && count <= Shared::kFetchedTerms) {
 #pragma unroll 1
       for (int i = 4 * static_cast<int>(threadIdx.x); i < count; i += 4 * kThreads) {
         cp_async_16(shared_address(s_.fetched_terms() + i), terms + i, 16);
       }
-      fetched = terms;
-      terms = s_.fetched_terms();
-    }
-    if (fetched != nullptr) {
       cp_async_wait<0>();
       __syncthreads();
-      discard(fetched, count);
+      discard(terms, count);
+      terms = s_.fetched_terms();
     }
     cluster::wait_for(s_.weighed, 0);
     make_head_logs();
@@ -302,7 +298,7 @@ class Team {
   __device__ Choice choose(const Interval& interval, const RankKeys& of_rank, bool only_above,
                            TeamDeal<Shape>& deal) {
     Choice choice;
-    choice.least = interval.last == 0xffffffffu ? interval.last : interval.last + 1;
+    choice.least = above(interval.last);
     int selected = of_rank.above;
     if (!only_above) {
       const int before = warp_inclusive_sum<kMaxTeam>(of_rank.inside) - of_rank.inside;

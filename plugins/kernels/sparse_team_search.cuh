@@ -71,6 +71,7 @@ class TeamSearch {
     clear(own_counts(0));
     if (threadIdx.x < kMaxTeam) s_.rivals_of[threadIdx.x] = 0;
     if (threadIdx.x == 0) {
+      s_.likely_bin = kTeamBins - 1;
       s_.own_rivals = 0;
       s_.last_key = 0xffffffffu;
       s_.has_last_block = false;
@@ -81,17 +82,18 @@ class TeamSearch {
 
   // The last interval of the row's keys, see TopK, or one of at most `most_rivals` keys in which
   // the selection ends; `of_rank` is set to what lane l's rank has of it. `own` are this rank's
-  // keys. Begins with a barrier.
+  // keys. `meanwhile` is called with a key that less than `likely` of these reach. Begins with a
+  // barrier.
   template <typename Meanwhile>
-  __device__ Interval find_interval(int own, int wanted, int most_rivals, RankKeys& of_rank,
-                                    int likely, Meanwhile&& meanwhile) {
+  __device__ Interval find_interval(int own, int wanted, int most_rivals, int likely,
+                                    RankKeys& of_rank, Meanwhile&& meanwhile) {
     Interval interval;
     int shift = 0;
 #pragma unroll 1
     for (int round = 0;; ++round) {
       add_up(own_counts(round), likely);
       send_counts(round);
-      if (round == 0) meanwhile(bins_.first_key(s_.likely_bin));
+      if (round == 0) meanwhile(above(bins_.last_key(s_.likely_bin)));
       receive_counts(round);
       const int bin = find_bin(s_.counts(round), wanted, of_rank);
       if (round == 0) {
@@ -196,11 +198,11 @@ class TeamSearch {
  private:
   struct Compared {
     Rival rival;
-    int before;   // it
+    int before;   // rivals that are ahead of it
     bool counts;  // once: of the threads that have the same rival
   };
 
-  // How many of the rivals are `ahead` of a thread's own one.
+  // Counts for a thread's own rival which ones are `ahead`: said of another one and of it.
   template <typename Ahead>
   __device__ Compared compare_rivals(int count, Ahead&& ahead) {
     // So many threads for each, a power of two of a warp's lanes.
@@ -228,8 +230,8 @@ class TeamSearch {
     if (threadIdx.x == 0) counts.words[kWords] = 0;
   }
 
-  // Adds to each count those of all larger keys; leaves the bin of the `likely`-th largest one.
-  // Begins with a barrier; another one must follow.
+  // Adds to each count those of all larger keys; leaves the bin of the `likely`-th largest one, if
+  // there are so many. Begins with a barrier; another one must follow.
   __device__ void add_up(TeamCounts& counts, int likely) {
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     const int word = kWords - 1 - static_cast<int>(threadIdx.x);  // from the largest keys on

@@ -16,8 +16,9 @@ constexpr int kMinTeam =
     1 << kMinTeamShift;  // ranks whose counts or results are added up at a time
 constexpr int kMaxTeam = 16;
 constexpr int kTeamBins = 512;          // of the histograms that a team adds up, see FirstBins
-constexpr int kMaxRivals = 256;         // that are compared with one another
-constexpr int kLikelyBytes = 64 << 10;  // of K and V, see Team::prefetch
+constexpr int kMaxRivals = 256;         // that are compared with one another,
+constexpr int kMaxQuickRivals = 96;     // where nothing else is done meanwhile
+constexpr int kLikelyBytes = 64 << 10;  // of K and V that come to the L2 cache early
 constexpr int kTeamBlocks = 4096;       // of a row, per thread block
 constexpr int kTeamSelected = 1024;     // of a selection, per thread block
 constexpr int kMinTeamBlocks = 32;      // of all teams: fewer do not keep the memory busy
@@ -72,11 +73,11 @@ struct TeamShared {
   SoftmaxState of_warps[Score::kWarps][Score::kHeads];
   SoftmaxState of_ranks[kMaxTeam][Score::kHeads];
   alignas(16) float head_logs[Score::kWarps][Score::kHeads];  // a copy for each warp
+  int likely_bin;                                             // see TeamSearch::add_up
   // Everybody's rivals, in the order of ranks; how many of the own ones stand there; the key of the
-  // last one taken, and how many taken ones of each rank are above it, and, from bit 16 on, equal.
+  // last one taken, and how many of each rank are above it, and, from bit 16 on, equal.
   Rival rivals[kMaxRivals];
   int own_rivals;
-  int likely_bin;
   uint32_t last_key;
   uint32_t rivals_of[kMaxTeam];
   // Of each rank: the own blocks that it attends to; and, added up over the ranks up to it, how

@@ -37,6 +37,11 @@ __device__ __forceinline__ int bin_slot(int bin) {
   return bin % (kBins / kLineWords) * kLineWords + bin / (kBins / kLineWords);
 }
 
+// The smallest key above another one; the largest one is none.
+__device__ __forceinline__ uint32_t above(uint32_t key) {
+  return key == 0xffffffffu ? key : key + 1;
+}
+
 struct Interval {
   uint32_t first;  // smallest and largest key inside
   uint32_t last;

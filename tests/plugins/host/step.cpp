@@ -70,6 +70,19 @@ int main() {
     ties.different = different;
     right &= run<__half, 64, 1, true>("a team's ties", ties, {{4000}, {3900}});
   }
+  for (int different : {300, 1}) {  // more of one key than are compared with one another
+    Shape ties = team_rounds;
+    ties.different = different;
+    ties.keep_ratio = 0.7;
+    right &= run<__half, 64, 1, true>("many ties", ties, {{9000}});
+  }
+  for (int thread_blocks : {4, 16}) {  // the end of the selection lies among the largest keys
+    Shape peaks = team_rounds;
+    peaks.team = thread_blocks;
+    peaks.peak_every = 20;
+    peaks.keep_ratio = 0.03;
+    right &= run<__half, 64, 1, true>("more peaks than are selected", peaks, {{6405}});
+  }
   right &= run<__half, 64, 1, true>("short teams", team, {{1}, {16}, {17}, {300}, {33}, {80}});
   team.team = 16;
   team.kv_heads = 1;

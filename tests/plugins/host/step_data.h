@@ -32,6 +32,7 @@ struct Shape {
   int team = 1;          // thread blocks of a cluster
   int different = 0;     // blocks with other keys than the ones before them; 0: all
   bool crowded = false;  // the selection lies in the first quarter of a sequence, for the most part
+  int peak_every = 0;  // blocks: one of so many gets nearly all attention, with the others of these
 };
 
 template <typename T, int kHeadDim>
@@ -66,7 +67,10 @@ class CaseData {
           for (int d = 0; d < kHeadDim; ++d) {
             const float weight = s_.crowded && 4 * token < kv_lens_[seq] ? 3.0f : 1.0f;
             const int like = token - s_.different * s_.block_size;
-            *kv(seq, token, 0, head, d) = s_.different > 0 && like >= 0
+            const int block = token / s_.block_size;
+            const bool peak = s_.peak_every > 0 && block % s_.peak_every == 1;
+            *kv(seq, token, 0, head, d) = peak ? T(token % 2 == 0 ? 6.0f : -6.0f)
+                                          : s_.different > 0 && like >= 0
                                               ? *kv(seq, like, 0, head, d)
                                               : T(weight * static_cast<float>(value()));
             *kv(seq, token, 1, head, d) = value();
