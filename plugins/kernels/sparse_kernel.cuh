@@ -243,8 +243,7 @@ __device__ int32_t* do_item(const Args& a, const Plan& plan, int index, typename
 __device__ __forceinline__ void prefetch(const Args& a) {
   constexpr int kLineEntries = kLineBytes / sizeof(int32_t);
   const int64_t entries = static_cast<int64_t>(a.batch_size) * a.max_blocks_per_seq;
-  const int64_t entry =
-      (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) * kLineEntries;
+  const int entry = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x) * kLineEntries;
   if (entry < entries) prefetch_line(a.block_table + entry);
   if (entry < a.batch_size) {
     prefetch_line(a.kv_lens + entry);
