@@ -124,7 +124,7 @@ class TeamSearch {
   }
 
   // Sends the own keys inside to all: rivals for what is wanted of the interval. `entry_of` is
-  // called with the number of an own key, `begin` is the first one's block.
+  // called with the number of an own key, `begin` is the first one's block. A barrier must follow.
   template <typename EntryOf>
   __device__ void send_rivals(int own, int begin, const Interval& interval, const RankKeys& of_rank,
                               EntryOf&& entry_of) {
@@ -163,7 +163,8 @@ class TeamSearch {
     }
   }
 
-  // Calls `use` with each rival that is taken, by a thread each, and how many are before it.
+  // Calls `use` with each rival that is taken, by a thread each, and how many are before it. All
+  // threads have met since they sent theirs.
   template <typename Use>
   __device__ void place_rivals(const Interval& interval, Use&& use) {
     const auto comes_first = [](const Rival& a, const Rival& b) { return a.order > b.order; };
@@ -171,8 +172,9 @@ class TeamSearch {
     if (own.counts && own.before < interval.wanted) use(own.rival, own.before);
   }
 
-  // Narrows the interval down to the key of the last rival that is taken.
+  // Narrows the interval down to the key of the last rival that is taken. Begins with a barrier.
   __device__ void close(Interval& interval, RankKeys& of_rank) {
+    __syncthreads();
     const auto is_above = [](const Rival& a, const Rival& b) { return a.key() > b.key(); };
     const Compared own = compare_rivals(interval.inside, is_above);
     const uint32_t key = own.rival.key();
