@@ -146,15 +146,20 @@ class Team {
         search.send_rivals(own, row_.begin, interval, of_rank, [&](int i) { return entry_of(i); });
         if (!attends) search.close(interval, of_rank);
       }
-      list(choose(interval, of_rank, has_rivals && attends, deal), deal);
+      list(choose(interval, of_rank, has_rivals && attends, deal));
     } else {
       take_all();
     }
     __syncthreads();
     if (!attends) return;
+    deal.hand_on();
     if ((a_.roles & kAppend) != 0 && rank_ == size_ - 1) await_append();
-    Tiles tiles{a_, s_, row_.kv_len - (row_.blocks - 1) * a_.block_size, quota(rank_),
-                scores ? deal.kept() : own};
+    Tiles tiles{a_,
+                s_,
+                row_.kv_len - (row_.blocks - 1) * a_.block_size,
+                deal.surplus(),
+                scores ? deal.kept() : own,
+                quota(rank_)};
     Attention<T, typename Shape::Attend, Tiles> attention(a_, row_.kv_head, tiles, s_.attend);
     attention.start();
     if (has_rivals) {
@@ -321,7 +326,7 @@ class Team {
   }
 
   // Gives the blocks of the chosen keys their places, in ascending order. A barrier must follow.
-  __device__ void list(const Choice& choice, const TeamDeal<Shape>& deal) {
+  __device__ void list(const Choice& choice) {
     const int own = row_.end - row_.begin;
     const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
     // A warp's keys follow one another, up to 4 times 32 at a time.
@@ -362,7 +367,7 @@ class Team {
         const uint32_t lower = (1u << lane) - 1;
         const int ties_before = min(tied + __popc(all_ties & lower), choice.ties);
         if (take || (tie && ties_before < choice.ties)) {
-          put(first + i * 32, taken + __popc(all_takes & lower) + ties_before, deal);
+          put(first + i * 32, taken + __popc(all_takes & lower) + ties_before);
         }
         taken += __popc(all_takes);
         tied += __popc(all_ties);
@@ -370,12 +375,12 @@ class Team {
     }
   }
 
-  // An own block that is the `place`-th of those listed.
-  __device__ void put(int at, int place, const TeamDeal<Shape>& deal) const {
+  // An own block that is the `place`-th of those listed, which is not behind its own place.
+  __device__ void put(int at, int place) const {
     if ((a_.roles & kAttend) == 0) {
       selection()[selected_before_ + place] = row_.begin + at;
     } else {
-      deal.put(place, entry_of(at));
+      s_.own_entries()[place] = entry_of(at);
     }
   }
   __device__ int32_t entry_of(int at) const {
@@ -389,7 +394,7 @@ class Team {
 #pragma unroll 1
     for (int block = begin + static_cast<int>(threadIdx.x); block < end; block += kThreads) {
       if (attends) {
-        s_.entries()[block - begin] = Tiles::entry(a_, table()[block], block, row_.blocks);
+        s_.own_entries()[block - begin] = Tiles::entry(a_, table()[block], block, row_.blocks);
       } else {
         selection()[block] = block;
       }

@@ -24,10 +24,7 @@ class TeamDeal {
     const int surplus_upto = warp_inclusive_sum<kMaxTeam>(surplus);
     const int room_upto = warp_inclusive_sum<kMaxTeam>(room);
     const int handed_on = __shfl_sync(0xffffffffu, surplus_upto, kMaxTeam - 1);
-    if (threadIdx.x < size_) {
-      s_.room_upto[lane] = room_upto;
-      s_.kept[lane] = kept;
-    }
+    if (threadIdx.x < size_) s_.room_upto[lane] = room_upto;
     kept_ = __shfl_sync(0xffffffffu, kept, rank);
     surplus_ = __shfl_sync(0xffffffffu, surplus, rank);
     number_ = __shfl_sync(0xffffffffu, surplus_upto, rank) - surplus_;
@@ -40,35 +37,35 @@ class TeamDeal {
     // Rivals follow in the same room.
     first_rival_ = max(own_upto - own_room - handed_on, 0);
     end_rival_ = max(own_upto - handed_on, 0);
-    rivals_begin_ = kept_ + taken;
+    rivals_begin_ = taken;
   }
 
-  // Own blocks that are attended to.
+  // Of the own blocks, in order: those that are handed on, and those attended to behind them.
+  __device__ int surplus() const { return surplus_; }
   __device__ int kept() const { return kept_; }
 
-  // Puts the entry of the `place`-th own block where it belongs.
-  __device__ void put(int place, int32_t entry) const {
-    if (place >= surplus_) {
-      s_.entries()[place - surplus_] = entry;
-      return;
-    }
-    const int number = number_ + place;
-    int to = 0, before = 0;  // who takes it, and what ranks before that take
+  // When the own entries stand.
+  __device__ void hand_on() const {
 #pragma unroll 1
-    for (int half = size_ / 2; half > 0; half /= 2) {
-      const int upto = s_.room_upto[to + half - 1];
-      if (upto > number) continue;
-      to += half;
-      before = upto;
+    for (int i = threadIdx.x; i < surplus_; i += Shape::kThreads) {
+      const int number = number_ + i;
+      int to = 0, before = 0;  // who takes it, and what ranks before that take
+#pragma unroll 1
+      for (int half = size_ / 2; half > 0; half /= 2) {
+        const int upto = s_.room_upto[to + half - 1];
+        if (upto > number) continue;
+        to += half;
+        before = upto;
+      }
+      cluster::send(s_.other_entries() + number - before, s_.own_entries()[i], s_.handed_on, to);
     }
-    cluster::send(s_.entries() + s_.kept[to] + number - before, entry, s_.handed_on, to);
   }
 
   // Puts the entry of the rival that so many come before to this rank's, and returns true, or is
   // not for this one.
   __device__ bool put_rival(int before, int32_t entry) const {
     if (before < first_rival_ || before >= end_rival_) return false;
-    s_.entries()[rivals_begin_ + before - first_rival_] = entry;
+    s_.other_entries()[rivals_begin_ + before - first_rival_] = entry;
     return true;
   }
 
@@ -76,7 +73,7 @@ class TeamDeal {
   TeamShared<Shape>& s_;
   const int size_;
   int kept_ = 0;
-  int surplus_ = 0;       // the first ones of the own blocks are handed on
+  int surplus_ = 0;
   int number_ = 0;        // of the first one, among all of the team's
   int rivals_begin_ = 0;  // the first rival's entry
   int first_rival_ = 0;

@@ -80,11 +80,8 @@ struct TeamShared {
   int own_rivals;
   uint32_t last_key;
   uint32_t rivals_of[kMaxTeam];
-  // Of each rank: the own blocks that it attends to; and, added up over the ranks up to it, how
-  // many more it has room for.
-  int kept[kMaxTeam];
-  int room_upto[kMaxTeam];
-  bool has_last_block;  // among the rivals that this rank attends to
+  int room_upto[kMaxTeam];  // blocks that can be handed on to the ranks up to each
+  bool has_last_block;      // among the rivals that this rank attends to
   alignas(16) int warp_sums[Shape::kThreads / 32];
   // Everybody's results for this one's columns, [ranks, columns of a rank], and for each head.
   alignas(16) float4 parts[Shape::kColumns + kMaxTeam];
@@ -95,9 +92,12 @@ struct TeamShared {
   uint64_t handed_on;
   uint64_t merged;
 
-  __device__ int32_t* entries() { return pool_blocks + kTeamBlocks; }
+  // Of the blocks that are attended to: the own ones take the place of the keys.
+  __device__ int32_t* own_entries() { return reinterpret_cast<int32_t*>(keys); }
+  __device__ int32_t* other_entries() { return pool_blocks + kTeamBlocks; }
   __device__ TeamCounts* counts(int round) {
-    return round % 2 == 0 ? first_counts : reinterpret_cast<TeamCounts*>(entries() + kTeamSelected);
+    return round % 2 == 0 ? first_counts
+                          : reinterpret_cast<TeamCounts*>(other_entries() + kTeamSelected);
   }
   static __device__ int held_begin(int own) { return (own + 3) / 4 * 4; }
   __device__ bool holds_terms(int own, int pitch) const {
@@ -119,8 +119,10 @@ struct TeamTiles {
   const Args& a;
   Shared& shared;
   int last_tokens;  // in the last block
-  int blocks;
-  int known_blocks;  // without a wait
+  int first;        // of the own blocks, of which there are as many
+  int own;
+  int blocks;              // in all
+  int known_blocks = own;  // without a wait
 
   __device__ int shift() const { return a.block_shift - kTileShift; }
   __device__ int count() const { return blocks << shift(); }
@@ -139,7 +141,9 @@ struct TeamTiles {
   static __device__ bool is_last(int entry) { return entry >= 0 && (entry & kLastBlock) != 0; }
 
   __device__ Tile find(int i) const {
-    const int entry = shared.entries()[i >> shift()];
+    const int index = i >> shift();
+    const int entry =
+        index < own ? shared.own_entries()[first + index] : shared.other_entries()[index - own];
     Tile tile;
     tile.slot = i * kTileKeys & (a.block_size - 1);
     tile.pool_block = entry < 0 ? -1 : entry & ~kLastBlock;
