@@ -31,7 +31,7 @@ __device__ inline uint32_t opaque_address(uint32_t address) {
 
 // A value that the compiler is to keep rather than to find again where it is used.
 template <typename T>
-__device__ inline T kept(T value) {
+__device__ inline T keep_in_register(T value) {
   if constexpr (sizeof(T) == 8) {
     asm volatile("" : "+l"(value));
   } else {

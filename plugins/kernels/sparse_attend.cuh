@@ -102,10 +102,12 @@ class TileStream {
         kv_head_(kv_head),
         all_(all),
         count_(div_up(max(all.count() - static_cast<int>(threadIdx.x) / 32, 0), Shape::kWarps)),
-        target_(kept(ring + unit_offset<Shape::kChunks>(threadIdx.x % 32 / Shape::kChunks,
-                                                        threadIdx.x % 32 % Shape::kChunks))),
-        pool_(kept(pool<const T>(a.kv, a.append.indirect) + threadIdx.x % 32 * kVecSize)),
-        to_value_(kept(static_cast<int>(rows_to_value(a)) * Shape::kHeadDim)) {}
+        target_(keep_in_register(ring +
+                                 unit_offset<Shape::kChunks>(threadIdx.x % 32 / Shape::kChunks,
+                                                             threadIdx.x % 32 % Shape::kChunks))),
+        pool_(
+            keep_in_register(pool<const T>(a.kv, a.append.indirect) + threadIdx.x % 32 * kVecSize)),
+        to_value_(keep_in_register(static_cast<int>(rows_to_value(a)) * Shape::kHeadDim)) {}
 
   __device__ int count() const { return count_; }
   // Whether there is such a tile, and is known without `wait`.

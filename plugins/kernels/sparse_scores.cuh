@@ -114,9 +114,9 @@ class ScoreItem {
         table_(table_of(a, range.seq)) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     first_ = range.begin + own_first();
-    summaries_ = kept(pool<const T>(a.summary, a.append.indirect) + range.kv_head * 2 * kHeadDim +
-                      lane % 4 * kVecSize);
-    stride_ = kept(static_cast<uint32_t>(a.kv_heads * 2 * kHeadDim));
+    summaries_ = keep_in_register(pool<const T>(a.summary, a.append.indirect) +
+                                  range.kv_head * 2 * kHeadDim + lane % 4 * kVecSize);
+    stride_ = keep_in_register(static_cast<uint32_t>(a.kv_heads * 2 * kHeadDim));
     ring_ = static_cast<char*>(ring) + (warp * Shape::kStageVecs * 2 * 32 + lane) * 16;
     next_entries_ = rounds_ > 0 ? look_up(first_) : -1;
   }

@@ -19,7 +19,7 @@ inline void cp_async_16(uint32_t target, const void* source, bool valid) {
   cp_async_16(target, source, valid ? 16 : 0);
 }
 template <typename T>
-T kept(T value) {
+T keep_in_register(T value) {
   return value;
 }
 inline uint32_t opaque_address(uint32_t address) {
