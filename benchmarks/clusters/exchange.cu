@@ -4,29 +4,13 @@
 //
 // nvcc -std=c++17 -O3 -arch=sm_90a -I../../plugins/kernels -I../../plugins/include -o exchange
 // exchange.cu
-#include <cuda_runtime.h>
-
-#include <algorithm>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <numeric>
-#include <random>
-#include <vector>
 
 #include "cluster.cuh"
+#include "launch.h"
 #include "mma.cuh"
 
 using namespace trt_resa;
-
-#define CHECK(call)                                                        \
-  do {                                                                     \
-    const cudaError_t error = (call);                                      \
-    if (error != cudaSuccess) {                                            \
-      std::printf("%s in line %d\n", cudaGetErrorString(error), __LINE__); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (0)
 
 constexpr int kRanks = 16;
 constexpr int kClusters = 4;
@@ -44,9 +28,9 @@ struct alignas(128) Shared {
   uint64_t there[kRounds];
 };
 
-// `clocks` [thread blocks, kRounds]: cycles of each exchange.
+// `clocks` [thread blocks, kRounds]: cycles of each exchange. Copies begin with the `first` chunk.
 __global__ void __launch_bounds__(kThreads, 1)
-    exchange(const char* base, const int* order, int copied_kb, int bytes, Way way,
+    exchange(const char* base, const int* order, int first, int copied_kb, int bytes, Way way,
              long long* clocks) {
   extern __shared__ __align__(128) char memory[];
   Shared& s = *reinterpret_cast<Shared*>(memory);
@@ -63,7 +47,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   for (int chunk = 0; chunk < copied_kb / 32; ++chunk) {  // 4 KB per warp each
     const char* from =
-        base + static_cast<size_t>(order[(blockIdx.x * 32 + warp * 4 + chunk) % kChunks]) * 4096;
+        base +
+        static_cast<size_t>(order[(first + blockIdx.x * 32 + warp * 4 + chunk) % kChunks]) * 4096;
     const uint32_t to =
         opaque_address(shared_address(s.ring) + warp * 16384 + chunk % 4 * 4096 + lane * 16);
 #pragma unroll
@@ -106,31 +91,13 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 int main() {
   char* buffer;
-  int* order;
   long long* clocks;
   constexpr int kBlocks = kClusters * kRanks;
   CHECK(cudaMalloc(&buffer, static_cast<size_t>(kChunks) * 4096));
-  CHECK(cudaMalloc(&order, 2 * kChunks * sizeof(int)));
   CHECK(cudaMalloc(&clocks, kBlocks * kRounds * sizeof(long long)));
-  std::vector<int> chunks(2 * kChunks);
-  std::iota(chunks.begin(), chunks.begin() + kChunks, 0);
-  std::shuffle(chunks.begin(), chunks.begin() + kChunks, std::mt19937(1));
-  std::copy(chunks.begin(), chunks.begin() + kChunks, chunks.begin() + kChunks);
-  CHECK(cudaMemcpy(order, chunks.data(), chunks.size() * sizeof(int), cudaMemcpyHostToDevice));
-  CHECK(cudaFuncSetAttribute(exchange, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  CHECK(cudaFuncSetAttribute(exchange, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(sizeof(Shared))));
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = kRanks;
-  attribute.val.clusterDim.y = 1;
-  attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = kBlocks;
-  config.blockDim = kThreads;
-  config.dynamicSmemBytes = sizeof(Shared);
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  const int* order = random_order(kChunks);
+  allow(exchange, sizeof(Shared));
+  ClusterLaunch launch(kRanks, kClusters, kThreads, sizeof(Shared));
 
   const char* const names[] = {"bulk copies", "st.async, a warp for each", "one after another"};
   for (int copied_kb : {0, 128}) {
@@ -138,9 +105,8 @@ int main() {
       for (int bytes : {16, 64, 128, 256, 528, kMostBytes}) {
         std::vector<long long> medians[kRounds];
         for (int replay = 0; replay < 9; ++replay) {
-          CHECK(cudaLaunchKernelEx(&config, exchange, const_cast<const char*>(buffer),
-                                   const_cast<const int*>(order + replay * 8000), copied_kb, bytes,
-                                   way, clocks));
+          CHECK(cudaLaunchKernelEx(&launch.config, exchange, const_cast<const char*>(buffer), order,
+                                   replay * 8000, copied_kb, bytes, way, clocks));
           std::vector<long long> of_blocks(kBlocks * kRounds);
           CHECK(cudaMemcpy(of_blocks.data(), clocks, of_blocks.size() * sizeof(long long),
                            cudaMemcpyDeviceToHost));

@@ -3,24 +3,9 @@
 // multiprocessors.
 //
 // nvcc -std=c++17 -O3 -arch=sm_90a -o read_rate read_rate.cu && ./read_rate
-#include <cuda_runtime.h>
-
-#include <algorithm>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <numeric>
-#include <random>
-#include <vector>
 
-#define CHECK(call)                                                        \
-  do {                                                                     \
-    const cudaError_t error = (call);                                      \
-    if (error != cudaSuccess) {                                            \
-      std::printf("%s in line %d\n", cudaGetErrorString(error), __LINE__); \
-      std::exit(1);                                                        \
-    }                                                                      \
-  } while (0)
+#include "launch.h"
 
 constexpr int kThreads = 512;
 constexpr int kShared = 160 * 1024;  // one thread block per multiprocessor
@@ -63,39 +48,16 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (all.x == 0x12345 && all.y == 77) out[0] = all;
 }
 
-struct Launch {
-  cudaLaunchConfig_t config = {};
-  cudaLaunchAttribute attribute = {};
-
-  Launch(int cluster_size, int clusters, cudaStream_t stream) {
-    config.gridDim = cluster_size * clusters;
-    config.blockDim = kThreads;
-    config.dynamicSmemBytes = kShared;
-    config.stream = stream;
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = cluster_size;
-    attribute.val.clusterDim.y = 1;
-    attribute.val.clusterDim.z = 1;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-  }
-};
-
 int main() {
   uint4 *buffer, *out;
-  int *order, *multiprocessors;
+  int* multiprocessors;
   const size_t region = static_cast<size_t>(kChunks) * 4096;
   CHECK(cudaMalloc(&buffer, region * kRegions));
   CHECK(cudaMemset(buffer, 1, region * kRegions));
-  CHECK(cudaMalloc(&order, kChunks * sizeof(int)));
   CHECK(cudaMalloc(&multiprocessors, 4096));
   CHECK(cudaMalloc(&out, 64));
-  std::vector<int> chunks(kChunks);
-  std::iota(chunks.begin(), chunks.end(), 0);
-  std::shuffle(chunks.begin(), chunks.end(), std::mt19937(1));
-  CHECK(cudaMemcpy(order, chunks.data(), kChunks * sizeof(int), cudaMemcpyHostToDevice));
-  CHECK(cudaFuncSetAttribute(read, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  CHECK(cudaFuncSetAttribute(read, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared));
+  const int* order = random_order(kChunks);
+  allow(read, kShared);
   cudaStream_t stream;
   cudaEvent_t begin, end;
   CHECK(cudaStreamCreate(&stream));
@@ -103,14 +65,14 @@ int main() {
   CHECK(cudaEventCreate(&end));
 
   const auto run = [&](int cluster_size, int clusters, unsigned mask, bool shows_place) {
-    Launch launch(cluster_size, clusters, stream);
+    ClusterLaunch launch(cluster_size, clusters, kThreads, kShared, stream);
     std::vector<float> us;
     for (int replay = 0; replay < 7; ++replay) {
       CHECK(cudaEventRecord(begin, stream));
       for (int i = 0; i < kRegions; ++i) {
-        CHECK(cudaLaunchKernelEx(
-            &launch.config, read, const_cast<const uint4*>(buffer + i * region / 16),
-            const_cast<const int*>(order), mask, cluster_size, multiprocessors, out));
+        CHECK(cudaLaunchKernelEx(&launch.config, read,
+                                 const_cast<const uint4*>(buffer + i * region / 16), order, mask,
+                                 cluster_size, multiprocessors, out));
       }
       CHECK(cudaEventRecord(end, stream));
       CHECK(cudaEventSynchronize(end));
@@ -132,7 +94,7 @@ int main() {
     }
   };
 
-  Launch sixteen(16, 8, stream);
+  ClusterLaunch sixteen(16, 8, kThreads, kShared, stream);
   int fit = 0;
   CHECK(cudaOccupancyMaxActiveClusters(&fit, read, &sixteen.config));
   std::printf("clusters of 16 that fit: %d\n", fit);

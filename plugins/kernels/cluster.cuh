@@ -107,11 +107,9 @@ __device__ inline void send(const float2* target, const float2& value, const uin
 }
 __device__ inline void send(const float4* target, const float4& value, const uint64_t& barrier,
                             int rank) {
-  asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
-      "[%5];" ::"r"(address_at(target, rank)),
-      "f"(value.x), "f"(value.y), "f"(value.z), "f"(value.w), "r"(address_at(&barrier, rank))
-      : "memory");
+  const uint4 words = make_uint4(__float_as_uint(value.x), __float_as_uint(value.y),
+                                 __float_as_uint(value.z), __float_as_uint(value.w));
+  send(reinterpret_cast<const uint4*>(target), words, barrier, rank);
 }
 
 // The same of a multiple of 16 bytes that lie in the same place here. Every thread that wrote some

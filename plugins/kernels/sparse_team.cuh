@@ -23,6 +23,7 @@
 #include "sparse_scores.cuh"
 #include "sparse_sync.cuh"
 #include "sparse_team_deal.cuh"
+#include "sparse_team_merge.cuh"
 #include "sparse_team_search.cuh"
 #include "sparse_team_shared.cuh"
 
@@ -222,9 +223,7 @@ class Team {
       cluster::arrive_expecting(s_.weighed, size_ * kHeads * static_cast<int>(sizeof(float2)));
     }
     if (to < size_) {
-      const SoftmaxState all = merge_warps(s_.of_warps, head);
-      cluster::send(reinterpret_cast<float2*>(&s_.of_ranks[rank_][head]),
-                    make_float2(all.max, all.sum), s_.weighed, to);
+      send_state(s_.of_ranks[rank_][head], merge_warps(s_.of_warps, head), s_.weighed, to);
     }
     // Meanwhile terms come back from the workspace.
     const int count = own * a_.term_pitch;
@@ -403,84 +402,17 @@ class Team {
 
   template <typename Attention>
   __device__ void attend_and_merge(Attention& attention, const T* staged) {
-    constexpr int kHeadColumns = kHeadDim / 4;
-    const int columns = a_.group * kHeadColumns;  // dealt out to the ranks
-    const int per_rank = (columns + size_ - 1) >> size_shift_;
-    const int mine = (columns - rank_ + size_ - 1) >> size_shift_;
-    if (threadIdx.x == 0) {
-      constexpr int kPart = sizeof(float4), kState = sizeof(float2);
-      cluster::arrive_expecting(s_.merged, size_ * (mine * kPart + a_.group * kState));
-    }
+    TeamMerge<T, kHeadDim, Shape> merge(s_, size_, size_shift_, rank_, a_.group);
     attention.run(staged, [&](int head, int column, const SoftmaxState& state,
-                              const float (&sum)[4]) {
-      const int at = head * kHeadColumns + column / 4;
-      const int owner = at & (size_ - 1);
-      const int slot = rank_ * per_rank + (at >> size_shift_);
-      cluster::send(s_.parts + slot, make_float4(sum[0], sum[1], sum[2], sum[3]), s_.merged, owner);
-      // Each gets the state of every head.
-      if (column / 4 < size_) {
-        cluster::send(&s_.states[rank_][head], make_float2(state.max, state.sum), s_.merged,
-                      column / 4);
-      }
-    });
-    cluster::wait_for(s_.merged, 0);
+                              const float (&sum)[4]) { merge.send(head, column, state, sum); });
+    merge.wait();
     // Everybody has attended to its part by now.
     if ((a_.roles & kAppend) != 0 && rank_ == size_ - 1 && threadIdx.x == 0) {
       counters()[kAppendedWord] = 0;
     }
-    // A thread per half of four columns and kMinTeam ranks; neighbours have the other ranks.
-    const int shift = size_shift_ - kMinTeamShift;
-    const int neighbours = 1 << shift;
-    const int first_rank = (static_cast<int>(threadIdx.x) & (neighbours - 1)) * kMinTeam;
-    T* out =
-        static_cast<T*>(a_.out) +
-        (static_cast<int64_t>(row_.query_row) * a_.q_heads + row_.kv_head * a_.group) * kHeadDim;
-#pragma unroll 1
-    for (int first = 0; first < 2 * mine; first += kThreads >> shift) {
-      const int half = first + (static_cast<int>(threadIdx.x) >> shift);
-      const int i = min(half / 2, mine - 1);
-      const int at = (i << size_shift_) + rank_;
-      SoftmaxState states[kMinTeam];
-      float2 parts[kMinTeam];
-#pragma unroll
-      for (int r = 0; r < kMinTeam; ++r) {
-        const float2 state = s_.states[first_rank + r][at / kHeadColumns];
-        states[r] = SoftmaxState{state.x, state.y};
-        parts[r] =
-            reinterpret_cast<const float2*>(s_.parts + (first_rank + r) * per_rank + i)[half % 2];
-      }
-      float scales[kMinTeam];
-      SoftmaxState all = softmax_merge(states, scales);
-      float x = 0.0f, y = 0.0f;
-#pragma unroll
-      for (int r = 0; r < kMinTeam; ++r) {
-        x += parts[r].x * scales[r];
-        y += parts[r].y * scales[r];
-      }
-      const float max = all.max;
-#pragma unroll
-      for (int mask = 1; mask < kMaxTeam / kMinTeam; mask *= 2) {
-        if (mask == neighbours) break;
-        all.max = fmaxf(all.max, __shfl_xor_sync(0xffffffffu, all.max, mask));
-      }
-      const float scale = softmax_rescale(max, all.max);
-      all.sum *= scale;
-      x *= scale;
-      y *= scale;
-#pragma unroll
-      for (int mask = 1; mask < kMaxTeam / kMinTeam; mask *= 2) {
-        if (mask == neighbours) break;
-        all.sum += __shfl_xor_sync(0xffffffffu, all.sum, mask);
-        x += __shfl_xor_sync(0xffffffffu, x, mask);
-        y += __shfl_xor_sync(0xffffffffu, y, mask);
-      }
-      if (first_rank == 0 && half < 2 * mine) {
-        const float inverse = softmax_inverse(all);
-        const auto pair = Pair<T>::from_float(x * inverse, y * inverse);
-        *reinterpret_cast<uint32_t*>(out + at * 4 + half % 2 * 2) =
-            reinterpret_cast<const uint32_t&>(pair);
-      }
-    }
+    merge.write(static_cast<T*>(a_.out) +
+                (static_cast<int64_t>(row_.query_row) * a_.q_heads + row_.kv_head * a_.group) *
+                    kHeadDim);
   }
 
   const Args& a_;

@@ -44,13 +44,20 @@ struct alignas(16) TeamCounts {
 
 // A key of those among which the selection ends, and its block.
 struct alignas(16) Rival {
-  uint64_t
-      order;      // of two the larger one comes first: the key, and below it the block's complement
-  int32_t entry;  // of those attended to
+  // Of two the larger one comes first: the key, and below it the block's complement.
+  uint64_t order;
+  int32_t entry;  // see TeamTiles
   int32_t rank;
 
   __device__ uint32_t key() const { return static_cast<uint32_t>(order >> 32); }
 };
+
+// cluster::send of a state.
+__device__ inline void send_state(const SoftmaxState& target, const SoftmaxState& state,
+                                  const uint64_t& barrier, int rank) {
+  cluster::send(reinterpret_cast<const float2*>(&target), make_float2(state.max, state.sum),
+                barrier, rank);
+}
 
 template <typename Shape>
 struct TeamShared {
@@ -61,9 +68,9 @@ struct TeamShared {
     AttendShared<Attend> attend;
   };
   alignas(16) uint32_t keys[kTeamBlocks];  // of the own blocks
-  // The own blocks' entries in the block table; what is attended to; everybody's counts of every
-  // other round. As long as there are no keys, what is behind the first part as far as it is in use
-  // holds terms.
+  // The own blocks' entries in the block table; entries of what is attended to besides own blocks;
+  // everybody's counts of every other round. As long as there are no keys, what is behind the first
+  // part as far as it is in use holds terms.
   static constexpr int kCountWords = static_cast<int>(kMaxTeam * sizeof(TeamCounts) / 4);
   static constexpr int kWords = kTeamBlocks + kTeamSelected + kCountWords;
   alignas(16) int32_t pool_blocks[kWords];
@@ -85,7 +92,7 @@ struct TeamShared {
   alignas(16) int warp_sums[Shape::kThreads / 32];
   // Everybody's results for this one's columns, [ranks, columns of a rank], and for each head.
   alignas(16) float4 parts[Shape::kColumns + kMaxTeam];
-  float2 states[kMaxTeam][Score::kHeads];
+  SoftmaxState states[kMaxTeam][Score::kHeads];
   uint64_t weighed;  // barriers
   uint64_t counted[2];
   uint64_t rivals_sent;
@@ -119,7 +126,7 @@ struct TeamTiles {
   const Args& a;
   Shared& shared;
   int last_tokens;  // in the last block
-  int first;        // of the own blocks, of which there are as many
+  int first;        // of the own entries: those before it are handed on
   int own;
   int blocks;              // in all
   int known_blocks = own;  // without a wait

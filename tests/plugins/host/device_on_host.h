@@ -193,35 +193,32 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   return on_host::exchange(value, [&](auto&& of) { return of(lane ^ mask); });
 }
+// What `fold` makes of a warp's values, one after another.
+template <typename T, typename Fold>
+T fold_warp(T value, Fold&& fold) {
+  return on_host::exchange(value, [&](auto&& of) {
+    T all = of(0);
+    for (int i = 1; i < 32; ++i) all = fold(all, of(i));
+    return all;
+  });
+}
 template <typename T>
 T __reduce_add_sync(unsigned, T value) {
-  return on_host::exchange(value, [](auto&& of) {
-    T sum = 0;
-    for (int i = 0; i < 32; ++i) sum += of(i);
-    return sum;
-  });
+  return fold_warp(value, [](T a, T b) { return static_cast<T>(a + b); });
+}
+template <typename T>
+T __reduce_max_sync(unsigned, T value) {
+  return fold_warp(value, [](T a, T b) { return std::max(a, b); });
+}
+template <typename T>
+T __reduce_min_sync(unsigned, T value) {
+  return fold_warp(value, [](T a, T b) { return std::min(a, b); });
 }
 inline unsigned __ballot_sync(unsigned, bool value) {
   return on_host::exchange(value, [](auto&& of) {
     unsigned lanes = 0;
     for (int i = 0; i < 32; ++i) lanes |= (of(i) ? 1u : 0u) << i;
     return lanes;
-  });
-}
-template <typename T>
-T __reduce_max_sync(unsigned, T value) {
-  return on_host::exchange(value, [](auto&& of) {
-    T largest = of(0);
-    for (int i = 1; i < 32; ++i) largest = std::max(largest, of(i));
-    return largest;
-  });
-}
-template <typename T>
-T __reduce_min_sync(unsigned, T value) {
-  return on_host::exchange(value, [](auto&& of) {
-    T smallest = of(0);
-    for (int i = 1; i < 32; ++i) smallest = std::min(smallest, of(i));
-    return smallest;
   });
 }
 template <typename T>
