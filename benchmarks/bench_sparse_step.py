@@ -101,6 +101,7 @@ class Copy:
             out=self.out.data_ptr(),
             workspace=None,
             counters=None,
+            settled=1,
             softmax_scale=HEAD_DIM**-0.5,
             keep_ratio=SETTINGS.keep_ratio,
             min_blocks=SETTINGS.min_blocks,

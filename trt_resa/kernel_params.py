@@ -51,7 +51,8 @@ class KernelParams(ctypes.Structure):
     """Base of the parameter structs: every field must be given, by name.
 
     A bare ``ctypes.Structure`` takes an unknown name as a new attribute and a missing one as zero.
-    Only ``indirect`` may be left out: callers in Python know the addresses of the pools.
+    Only ``indirect`` and ``settled`` may be left out: callers in Python know the addresses of the
+    pools, and a launch that waits for what is before it is right anyway.
     """
 
     kernel: ClassVar[str]
@@ -60,7 +61,7 @@ class KernelParams(ctypes.Structure):
 
     def __init__(self, **values: Any) -> None:
         wanted = {field[0] for field in self._fields_}
-        required = wanted - {"indirect"}
+        required = wanted - {"indirect", "settled"}
         if not required <= values.keys() <= wanted:
             missing = sorted(required - values.keys())
             unknown = sorted(values.keys() - wanted)
@@ -119,7 +120,7 @@ class BlockSelectParams(KernelParams):
         pointers="q summary kv_lens block_table selection counts workspace counters",
         extents=(
             "batch_size max_blocks_per_seq num_blocks max_selected q_heads kv_heads head_dim "
-            "block_size min_blocks local_blocks sink_blocks dense_below dtype"
+            "block_size min_blocks local_blocks sink_blocks dense_below dtype settled"
         ),
         floats="softmax_scale",
         doubles="keep_ratio",
@@ -155,7 +156,8 @@ class SparseStepParams(KernelParams):
         ),
         extents=(
             "num_rows batch_size max_blocks_per_seq num_blocks q_heads kv_heads head_dim "
-            "block_size rotary_dim min_blocks local_blocks sink_blocks dense_below dtype indirect"
+            "block_size rotary_dim min_blocks local_blocks sink_blocks dense_below dtype indirect "
+            "settled"
         ),
         floats="rope_scale norm_eps softmax_scale",
         doubles="keep_ratio",

@@ -72,6 +72,8 @@ class KernelLibrary:
             getattr(library, name).restype = ctypes.c_char_p
         library.trt_resa_status_string.argtypes = [ctypes.c_int32]
         library.trt_resa_status_string.restype = ctypes.c_char_p
+        library.trt_resa_gpc_of.argtypes = [ctypes.c_int32]
+        library.trt_resa_gpc_of.restype = ctypes.c_int32
         library.trt_resa_num_blocks.argtypes = [ctypes.c_int64, ctypes.c_int32]
         library.trt_resa_num_blocks.restype = ctypes.c_int64
         library.trt_resa_num_selected.argtypes = [ctypes.c_int64, ctypes.c_double, ctypes.c_int64]
@@ -108,6 +110,13 @@ class KernelLibrary:
     def status_string(self, status: int) -> str:
         """What a status means and what is allowed."""
         return str(self._library.trt_resa_status_string(status).decode())
+
+    def gpc_of(self, multiprocessor: int) -> int:
+        """The GPC in which a multiprocessor of the current device lies, -1 where that is not known.
+
+        0 to 3 lie in one half of the GPU, 4 to 7 in the other. It is measured once per device.
+        """
+        return int(self._library.trt_resa_gpc_of(multiprocessor))
 
     def num_blocks(self, num_tokens: int, block_size: int) -> int:
         """The kernels' own block arithmetic; ``trt_resa.blocks`` is its twin."""

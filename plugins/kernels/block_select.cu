@@ -32,6 +32,7 @@ sparse::Args make_args(const Params& p) {
   args.sink_blocks = p.sink_blocks;
   args.dense_below = p.dense_below;
   args.dtype = p.dtype;
+  args.settled = p.settled;
   args.score_scale = p.softmax_scale * kLog2E;
   args.keep_ratio = p.keep_ratio;
   return args;

@@ -19,12 +19,11 @@ TRT_RESA_HOST_DEVICE constexpr int64_t num_blocks(int64_t tokens, int64_t block_
 
 // Blocks in the selection of a sequence of `blocks` blocks. The product is taken in double, as in
 // Python, so that both sides round it alike: 0.1 * 30 is exactly 3, 0.1 * 3 a little more than 0.3.
-TRT_RESA_HOST_DEVICE inline int64_t num_selected(int64_t blocks, double keep_ratio,
-                                                 int64_t min_blocks) {
-  int64_t wanted = static_cast<int64_t>(ceil(keep_ratio * static_cast<double>(blocks)));
-  wanted = wanted < blocks ? wanted : blocks;
-  const int64_t floor = blocks < min_blocks ? blocks : min_blocks;
-  return wanted > floor ? wanted : floor;
+template <typename Int>
+TRT_RESA_HOST_DEVICE inline Int num_selected(Int blocks, double keep_ratio, Int min_blocks) {
+  const Int wanted = static_cast<Int>(ceil(keep_ratio * static_cast<double>(blocks)));
+  const Int least = wanted > min_blocks ? wanted : min_blocks;
+  return least < blocks ? least : blocks;
 }
 
 }  // namespace trt_resa

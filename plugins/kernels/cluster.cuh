@@ -24,10 +24,16 @@ __device__ inline int rank() {
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(value));
   return value;
 }
-// Of the cluster in the grid.
-__device__ inline int id() {
+// Clusters in the grid.
+__device__ inline int count() {
   int value;
-  asm("mov.u32 %0, %%clusterid.x;" : "=r"(value));
+  asm("mov.u32 %0, %%nclusterid.x;" : "=r"(value));
+  return value;
+}
+// Where this thread block runs.
+__device__ inline int multiprocessor() {
+  int value;
+  asm("mov.u32 %0, %%smid;" : "=r"(value));
   return value;
 }
 

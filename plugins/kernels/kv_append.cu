@@ -17,7 +17,7 @@ constexpr int kThreads = 32 * kWarps;
 // time; the grid is sized for the most blocks that T rows of B sequences can touch, so the last
 // thread blocks may find none.
 __device__ TouchedBlock find_touched_block(const Params& p, int wanted) {
-  const int lane = threadIdx.x % 32;
+  const int lane = lane_index();
   int before = 0;
   for (int base = 0; base < p.batch_size; base += 32) {
     const int seq = base + lane;
@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(kThreads, 2) kv_append_kernel(const __grid_con
   __shared__ RopeTable<kHeadDim> table;
   const TouchedBlock block = find_touched_block(p, blockIdx.x);
   if (block.rows == 0) return;
-  append_head<T>(p, block, blockIdx.y * kWarps + threadIdx.x / 32, table);
+  append_head<T>(p, block, blockIdx.y * kWarps + warp_index(), table);
 }
 
 int32_t check(const Params& p) {

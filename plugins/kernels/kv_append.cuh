@@ -15,6 +15,7 @@
 
 #include "pool.cuh"
 #include "sin_cos.h"
+#include "threads.cuh"
 #include "trt_resa/kv_append.h"
 #include "vec.h"
 
@@ -174,7 +175,29 @@ struct Extrema {
     low = min_nan(low, key);
     high = max_nan(high, key);
   }
+
+  // With what the lanes of a warp saw that have the same columns of other rows: kLanes hold a row.
+  template <int kLanes>
+  __device__ void merge_rows() {
+#pragma unroll
+    for (int mask = kLanes; mask < 32; mask *= 2) {
+      low = min_nan(low, shuffle_xor(low, mask));
+      high = max_nan(high, shuffle_xor(high, mask));
+    }
+  }
 };
+
+// The K (`part` 0) or V (1) of a KV head in a pool block, and its summary.
+template <typename T>
+__device__ __forceinline__ T* cache_rows(const Params& p, int64_t pool_block, int part,
+                                         int kv_head) {
+  return pool<T>(p.kv, p.indirect) +
+         ((pool_block * 2 + part) * p.kv_heads + kv_head) * p.block_size * p.head_dim;
+}
+template <typename T>
+__device__ __forceinline__ T* summary_of(const Params& p, int64_t pool_block, int kv_head) {
+  return pool<T>(p.summary, p.indirect) + (pool_block * p.kv_heads + kv_head) * 2 * p.head_dim;
+}
 
 // One head of one touched block by one warp. All warps of the thread block call it for the same
 // block, those beyond the last head too: they share the table.
@@ -188,7 +211,7 @@ __device__ void append_head(const Params& p, const TouchedBlock& block, int head
   const bool is_key = !is_query && head < p.q_heads + p.kv_heads;
   const bool is_value = !is_query && !is_key;
   const int lane_in_row = threadIdx.x % L::kLanes;
-  const int row_in_pass = threadIdx.x % 32 / L::kLanes;
+  const int row_in_pass = lane_index() / L::kLanes;
   const bool has_vec = head < heads && lane_in_row < L::kVecs;
   const int column = lane_in_row * kVecSize;
 
@@ -206,10 +229,9 @@ __device__ void append_head(const Params& p, const TouchedBlock& block, int head
     target_stride = static_cast<int64_t>(p.q_heads) * kHeadDim;
   } else {
     kv_head = head - p.q_heads - (is_key ? 0 : p.kv_heads);
-    old_keys =
-        pool<const T>(p.kv, p.indirect) + column +
-        ((pool_block * 2 + (is_key ? 0 : 1)) * p.kv_heads + kv_head) * p.block_size * kHeadDim;
-    target = const_cast<T*>(old_keys) + block.first_slot * kHeadDim;
+    T* rows = cache_rows<T>(p, pool_block, is_key ? 0 : 1, kv_head) + column;
+    old_keys = rows;
+    target = rows + block.first_slot * kHeadDim;
     target_stride = kHeadDim;
   }
   const bool writes = has_vec && (is_query || pool_block >= 0);
@@ -269,14 +291,9 @@ __device__ void append_head(const Params& p, const TouchedBlock& block, int head
   }
 
   if (!is_key) return;  // the same for all lanes of a warp
-#pragma unroll
-  for (int mask = L::kLanes; mask < 32; mask *= 2) {
-    extrema.low = min_nan(extrema.low, shuffle_xor(extrema.low, mask));
-    extrema.high = max_nan(extrema.high, shuffle_xor(extrema.high, mask));
-  }
+  extrema.template merge_rows<L::kLanes>();
   if (summarises && row_in_pass == 0) {
-    T* summary = pool<T>(p.summary, p.indirect) +
-                 (pool_block * p.kv_heads + kv_head) * 2 * kHeadDim + column;
+    T* summary = summary_of<T>(p, pool_block, kv_head) + column;
     extrema.low.store(summary);
     extrema.high.store(summary + kHeadDim);
   }

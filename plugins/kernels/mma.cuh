@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "threads.cuh"
+
 namespace trt_resa {
 
 __device__ inline uint32_t shared_address(const void* pointer) {
@@ -26,7 +28,7 @@ __device__ inline void cp_async_16(uint32_t target, const void* source, bool val
 // the target of a copy with a cache hint, ptxas 13.0 puts that part into a uniform register and
 // encodes an instruction that the GPU refuses.
 __device__ inline uint32_t opaque_address(uint32_t address) {
-  return __shfl_sync(0xffffffffu, address, static_cast<int>(threadIdx.x % 32));
+  return __shfl_sync(0xffffffffu, address, lane_index());
 }
 
 // A value that the compiler is to keep rather than to find again where it is used.
@@ -43,8 +45,8 @@ __device__ inline T keep_in_register(T value) {
 // cp_async_16 of what a launch reads once: in the L2 cache its lines give way before others.
 // `target` comes from an opaque_address.
 __device__ inline void cp_async_16_once(uint32_t target, const void* source, bool valid) {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  // What createpolicy.fractional.L2::evict_first makes for all accesses.
+  constexpr uint64_t policy = 0x12f0000000000000;
   asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2, %3;\n" ::"r"(target),
                "l"(source), "r"(valid ? 16 : 0), "l"(policy)
                : "memory");
@@ -71,6 +73,11 @@ __device__ inline void prefetch_line(const void* line) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
 }
 // What is in the line is lost, and need not be written to memory.
+// The same of a multiple of 16 bytes; since compute capability 9.0.
+__device__ inline void prefetch_bytes(const void* bytes, int count) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(bytes), "r"(count) : "memory");
+}
+
 __device__ inline void discard_line(void* line) {
   asm volatile("discard.global.L2 [%0], 128;" ::"l"(line) : "memory");
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "blocks.h"
+#include "gpu_map.h"
 #include "softmax_state.cuh"
 #include "trt_resa/kv_append.h"
 
@@ -25,8 +26,9 @@ constexpr int kMinScored = 32;     // blocks of a score item that is not its row
 // captured graph replays without a memset. A row is one KV head of one sequence; rows = batch_size
 // * kv_heads.
 struct Counters {
-  int32_t* ticket;  // the next work item
-  int32_t* rows;    // [rows, row_words] of RowCounters
+  int32_t* ticket;            // the next work item
+  unsigned long long* draws;  // of clusters for rows, a byte for each GPC
+  int32_t* rows;              // [rows, row_words] of RowCounters
 };
 
 // The words of one row. Those of neighbouring rows lie in different lines of 128 bytes.
@@ -39,6 +41,13 @@ constexpr int kHistogramWord = 32;  // [kBins] of the row's keys, where blocks a
 TRT_RESA_HOST_DEVICE constexpr int row_words(int32_t roles) {
   return kHistogramWord + ((roles & kSelect) != 0 ? kBins : 0);
 }
+
+// Where clusters take rows.
+struct Placement {
+  uint8_t gpc[kMaxMultiprocessors];  // see GpuMap
+  int32_t per_gpc;                   // rows, as far as enough clusters lie elsewhere
+  int32_t per_half;
+};
 
 struct Args {
   trt_resa_kv_append_params append;
@@ -72,16 +81,19 @@ struct Args {
   int32_t head_dim;
   int32_t block_size;
   int32_t block_shift;  // log2 of block_size: the device divides slowly
+  int32_t max_tokens;   // of a sequence, as far as the block table goes
   int32_t min_blocks;
   int32_t local_blocks;
   int32_t sink_blocks;
   int32_t dense_below;
   int32_t dtype;
+  int32_t settled;     // 0: the kernel before may be zeroing the counters
   int32_t key_pitch;   // blocks
   int32_t term_pitch;  // heads
   int32_t sum_pitch;   // score items
   float score_scale;   // softmax_scale * log2(e)
   double keep_ratio;
+  Placement placement;
 };
 
 struct Sizes {

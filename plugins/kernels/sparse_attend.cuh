@@ -30,7 +30,7 @@ struct WarpAttention {
   SoftmaxState state[Shape::kHeadTiles][2];  // sums are this lane's share until `finish`
 
   __device__ void load_query(const T* q, int group) {
-    const int lane = threadIdx.x % 32;
+    const int lane = lane_index();
 #pragma unroll
     for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
       const int head = tile * 8 + lane / 4;
@@ -51,7 +51,7 @@ struct WarpAttention {
   // `queries` are the group's, in shared memory; what other heads have there stays with them.
   __device__ void weigh_keys(uint32_t keys, uint32_t queries, int valid, float scale,
                              uint32_t (&weights)[Shape::kHeadTiles][2]) {
-    const int lane = threadIdx.x % 32;
+    const int lane = lane_index();
     const int row = lane % 16, half = lane / 16;
     const uint32_t first = keys + unit_offset<Shape::kChunks>(row, half);
     float scores[Shape::kHeadTiles][4] = {};
@@ -114,7 +114,7 @@ struct WarpAttention {
   }
 
   __device__ void add_values(uint32_t values, const uint32_t (&weights)[Shape::kHeadTiles][2]) {
-    const int lane = threadIdx.x % 32;
+    const int lane = lane_index();
     const int row = lane % 8 + lane / 16 * 8, half = lane / 8 % 2;
     const uint32_t first = values + unit_offset<Shape::kChunks>(row, half);
 #pragma unroll
@@ -131,7 +131,7 @@ struct WarpAttention {
   // Leaves sums complete and writes state and accumulators of the first `group` heads to shared
   // memory: states [kHeads], accumulators [kHeads, kMergeStride].
   __device__ void finish(int group, SoftmaxState* states, float* accumulators) {
-    const int lane = threadIdx.x % 32;
+    const int lane = lane_index();
 #pragma unroll
     for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
 #pragma unroll
@@ -182,8 +182,7 @@ class Attention {
       : a_(a),
         tiles_(tiles),
         shared_(shared),
-        ring_(shared_address(shared.bytes) +
-              static_cast<int>(threadIdx.x) / 32 * Shape::kRingBytes),
+        ring_(shared_address(shared.bytes) + warp_index() * Shape::kRingBytes),
         stream_(a, kv_head, tiles, ring_) {}
 
   // Starts to copy what is known, as much as the rings hold.
@@ -197,7 +196,7 @@ class Attention {
   // in shared memory.
   template <typename Keep>
   __device__ void run(const T* queries, Keep&& keep) {
-    const int warp = static_cast<int>(threadIdx.x) / 32;
+    const int warp = warp_index();
     const int group = a_.group;
     {
 #pragma unroll 1

@@ -218,13 +218,11 @@ __device__ int32_t* do_item(const Args& a, const Plan& plan, int index, typename
   const bool has_queries = scores || (a.roles & kAttend) != 0;
   if (has_queries) queries.load(item.seq, shared.rope, held);
   const int row = item.row(a);
-  score.score(
-      shared.staged(),
-      [&] {
-        if (has_queries) queries.stage(shared.rope, shared.staged());
-      },
-      a.terms + (static_cast<int64_t>(row) * a.key_pitch + first_block) * a.term_pitch,
-      shared.items.of_warps);
+  score.begin();
+  if (has_queries) queries.stage(shared.rope, shared.staged());
+  score.finish(shared.staged(),
+               a.terms + (static_cast<int64_t>(row) * a.key_pitch + first_block) * a.term_pitch,
+               shared.items.of_warps);
   if (!scores) {
     do_attend<C>(a, plan, item, index, counters, shared);
     return nullptr;
@@ -295,18 +293,15 @@ __device__ void run_items(const Args& a, typename C::Shared& shared) {
 // Thread blocks that were launched as clusters work in teams, where that suits the lengths.
 template <typename C>
 __device__ void run(const Args& a, typename C::Shared& shared) {
-  allow_next_kernel();
-  prefetch(a);
-  bool done = false;
   if constexpr (C::kHasTeams) {
     if (cluster::size() > 1) {
       Team<typename C::T, C::kHeadDim, typename C::Team> team(a, shared.team);
       team.start();
-      wait_for_previous_kernel();
-      done = team.run(shared.rope, shared.staged());
+      if (team.run(shared.rope, shared.staged())) return;
     }
   }
-  if (done) return;
+  allow_next_kernel();
+  prefetch(a);
   wait_for_previous_kernel();
   run_items<C>(a, shared);
 }

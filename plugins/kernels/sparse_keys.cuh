@@ -35,22 +35,27 @@ __device__ SoftmaxState merge_warps(const SoftmaxState (&of_warps)[kWarps][kHead
   return all;
 }
 
+// The log of a head's sum over the row: of one that the group does not have +inf, so that it shares
+// in nothing.
+__device__ __forceinline__ float head_log(const SoftmaxState& all, int head, int group) {
+  return head < group ? softmax_log(all) : -kNoScore;
+}
+
 // The log of each head's sum over the row to `head_logs` in shared memory: of `count` states of it
-// for head h, the i-th is states[i * pitch + h]. Heads that the group does not have get +inf, so
-// that they share in nothing. A barrier must follow.
+// for head h, the i-th is states[i * pitch + h]. A barrier must follow.
 template <int kWarps, int kHeads>
 __device__ void make_head_logs(const SoftmaxState* states, int count, int pitch, int group,
                                float (&head_logs)[kHeads]) {
-  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int lane = lane_index();
 #pragma unroll 1
-  for (int head = static_cast<int>(threadIdx.x) / 32; head < kHeads; head += kWarps) {
+  for (int head = warp_index(); head < kHeads; head += kWarps) {
     SoftmaxState own;
 #pragma unroll 1
     for (int i = lane; i < count && head < group; i += 32) {
       own = softmax_merge(own, states[i * pitch + head]).state;
     }
-    const float all = softmax_log(softmax_merge_lanes(own, 1));
-    if (lane == 0) head_logs[head] = head < group ? all : -kNoScore;
+    const float log = head_log(softmax_merge_lanes(own, 1), head, group);
+    if (lane == 0) head_logs[head] = log;
   }
 }
 

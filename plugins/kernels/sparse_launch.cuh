@@ -1,14 +1,17 @@
 // Launching the kernel of the sparse step.
 #pragma once
 
+#include <algorithm>
+
+#include "gpu_map.h"
 #include "launch.h"
 #include "sparse_kernel.cuh"
 
 namespace trt_resa {
 namespace sparse {
 
-// Clusters for a launch: teams of one row each and those that append, or as many as the device
-// holds at once, since all of them do items where teams do not suit the lengths.
+// Clusters for a launch: as many as the device holds at once, of which some take a row each, or all
+// do items where teams do not suit the lengths.
 struct TeamGrid {
   int size = 1;
   int clusters = 0;
@@ -28,13 +31,7 @@ TeamGrid find_teams(const Args& args, size_t shared_bytes) {
                               LaunchOptions{shared_bytes, false, size});
     int clusters = 0;
     error = cudaOccupancyMaxActiveClusters(&clusters, sparse_kernel<C>, &config.config);
-    // Appending comes on top, a thread block per row.
-    const int appending = (args.roles & kAppend) != 0 ? (rows + size - 1) / size : 0;
-    if (clusters < rows + appending) continue;
-    // Where teams always suit, the room that is left is free for the next launch.
-    const bool always = args.batch_size == 1 && args.max_blocks_per_seq <= size * kTeamBlocks &&
-                        args.max_selected <= size * kTeamSelected;
-    return TeamGrid{size, always ? rows + appending : clusters};
+    if (clusters >= rows) return TeamGrid{size, clusters};
   }
   static_cast<void>(cuda_status(error));  // a failure is cleared: items need no clusters
   return teams;
@@ -61,8 +58,17 @@ int32_t launch_kernel(const Args& args, void* stream) {
   if constexpr (C::kHasTeams) {
     const TeamGrid teams = find_teams<C>(args, kSharedBytes);
     if (teams.size > 1) {
+      Args placed = args;
+      const GpuMap& map = gpu_map();
+      if (map.gpcs > 0) {
+        std::copy(map.gpc.begin(), map.gpc.end(), placed.placement.gpc);
+        const int rows = args.batch_size * args.kv_heads;
+        placed.placement.per_gpc = (rows + map.gpcs - 1) / map.gpcs;
+        placed.placement.per_half = (rows + 1) / 2;
+      }
       return launch(sparse_kernel<C>, dim3(static_cast<unsigned>(teams.size * teams.clusters)),
-                    dim3(C::kThreads), stream, args, LaunchOptions{kSharedBytes, true, teams.size});
+                    dim3(C::kThreads), stream, placed,
+                    LaunchOptions{kSharedBytes, true, teams.size});
     }
   }
   const dim3 grid(static_cast<unsigned>(multiprocessors * resident));

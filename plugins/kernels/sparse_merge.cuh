@@ -13,7 +13,7 @@ namespace sparse {
 // their accumulators are to be multiplied. By one warp; all lanes get the result.
 __device__ inline SoftmaxState merge_states(const SoftmaxState* states, int count, int stride,
                                             float* scales) {
-  const int lane = threadIdx.x % 32;
+  const int lane = lane_index();
   SoftmaxState out;
 #pragma unroll 1
   for (int i = lane; i < count; i += 32) out.max = fmaxf(out.max, states[i * stride].max);
@@ -50,7 +50,7 @@ __device__ void merge_parts(const Args& a, int64_t first_head, int first, int pa
                             MergeShared<kBytes>& shared, Meanwhile&& meanwhile) {
   static_assert(kBytes >= kMaxParts * (kMaxGroup * (sizeof(SoftmaxState) + sizeof(float)) + 16));
   constexpr int kHeadColumns = kHeadDim / 4;  // of four elements
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const int warp = warp_index(), lane = lane_index();
   const int group = a.group;
   const int all_columns = group * kHeadColumns;
   const int num_states = parts * group;

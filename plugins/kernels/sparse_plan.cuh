@@ -8,6 +8,7 @@
 
 #include "blocks.h"
 #include "sparse_args.h"
+#include "threads.cuh"
 
 namespace trt_resa {
 namespace sparse {
@@ -41,7 +42,7 @@ __device__ inline int warp_inclusive_sum(int value) {
 #pragma unroll
   for (int offset = 1; offset < kLanes; offset *= 2) {
     const int other = __shfl_up_sync(0xffffffffu, value, offset);
-    if (static_cast<int>(threadIdx.x % 32) >= offset) value += other;
+    if (lane_index() >= offset) value += other;
   }
   return value;
 }
@@ -87,12 +88,17 @@ __device__ inline int usable_length(const Args& a, int seq, int* query_row) {
     const int rows = a.cu_query_lens[seq + 1] - *query_row;
     if (rows != 1 || *query_row < 0 || *query_row >= a.append.num_rows) return 0;
   }
-  const int64_t room = static_cast<int64_t>(a.max_blocks_per_seq) * a.block_size;
-  return kv_len > 0 && kv_len <= room ? kv_len : 0;
+  return kv_len > 0 && kv_len <= a.max_tokens ? kv_len : 0;
 }
 
 __device__ __forceinline__ int32_t* row_counters(const Args& a, int row) {
   return a.counters.rows + static_cast<int64_t>(row) * row_words(a.roles);
+}
+
+// Blocks that are to be selected of a sequence of `kv_len` tokens.
+__device__ inline int wanted_of(const Args& a, int kv_len) {
+  const int blocks = blocks_of(a, kv_len);
+  return kv_len <= a.dense_below ? blocks : num_selected(blocks, a.keep_ratio, a.min_blocks);
 }
 
 // Blocks in the selection of a sequence of `kv_len` tokens.
@@ -101,9 +107,7 @@ __device__ inline int selected_of(const Args& a, int seq, int kv_len) {
   if (a.given_counts != nullptr) {
     return max(0, min(a.given_counts[seq], min(a.max_selected, a.max_blocks_per_seq)));
   }
-  const int blocks = blocks_of(a, kv_len);
-  if (kv_len <= a.dense_below) return blocks;
-  return static_cast<int>(num_selected(blocks, a.keep_ratio, a.min_blocks));
+  return wanted_of(a, kv_len);
 }
 
 // One of the equal pieces of work of one row.
@@ -146,7 +150,7 @@ __device__ inline RowItem find_row_item(const Args& a, const int (&ends)[kMaxBat
 inline __device__ void make_plan(const Args& a, int round_blocks, Plan& plan) {
   if (threadIdx.x >= 64) return;
   const bool scores = threadIdx.x >= 32;
-  const int lane = threadIdx.x % 32;
+  const int lane = lane_index();
   const int tiles_per_block = a.block_size / kTileKeys;
   int* ends = scores ? plan.score_end : plan.attend_end;
 

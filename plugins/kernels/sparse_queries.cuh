@@ -1,8 +1,8 @@
 // The queries of a group for whoever scores or attends, and the append of a row's new token.
 //
 // Where the launch appends, every thread block makes the queries that it needs from qkv itself: a
-// group is a few rows, and nobody waits for another thread block. Only the row's last part, which
-// sees the new token, waits for the append.
+// group is a few rows, and nobody waits for another thread block. Among items, the row's last part,
+// which sees the new token, waits for the append; in a team whoever appends attends to it itself.
 #pragma once
 
 #include "kv_append.cuh"
@@ -33,8 +33,10 @@ class GroupQueries {
   __device__ GroupQueries(const Args& a, int row, int kv_head)
       : a_(a), row_(row), appends_((a.roles & kAppend) != 0) {
     const int heads = appends_ ? a.q_heads + 2 * a.kv_heads : a.q_heads;
-    source_ = static_cast<const T*>(appends_ ? a.append.qkv : a.q) +
-              (static_cast<int64_t>(row) * heads + kv_head * a.group) * kHeadDim + column();
+    source_ =
+        static_cast<const T*>(appends_ ? a.append.qkv : a.q) +
+        static_cast<uint64_t>(static_cast<uint32_t>(row * heads + kv_head * a.group)) * kHeadDim +
+        column();
   }
 
   // Starts the loads. What is copied after them waits behind them, not before.
@@ -77,9 +79,9 @@ class GroupQueries {
   }
 
  private:
-  static __device__ int head(int i) { return i * kWarps + static_cast<int>(threadIdx.x) / 32; }
-  static __device__ int column() { return static_cast<int>(threadIdx.x) % 32 * kVecSize; }
-  static __device__ bool has_vec() { return threadIdx.x % 32 < L::kVecs; }
+  static __device__ int head(int i) { return i * kWarps + warp_index(); }
+  static __device__ int column() { return lane_index() * kVecSize; }
+  static __device__ bool has_vec() { return lane_index() < L::kVecs; }
 
   const Args& a_;
   int row_;
@@ -93,8 +95,95 @@ class GroupQueries {
   Vec<T> loaded_[kRounds];
 };
 
-// The new token of one KV head: its K and V into the cache, the last block's summary, the group's
-// queries to `q`. Called by all threads; a barrier must follow.
+// The new token of one KV head, by a thread block that stages the group's queries as well. All
+// threads call `load`, `store`, and after another barrier `summarise`; where it is not the one that
+// `appends` they do nothing.
+template <typename T, int kHeadDim, int kWarps>
+class NewToken {
+  using L = append::Layout<kHeadDim>;
+
+ public:
+  // `row` is the sequence's row, of `kv_len` tokens with this one.
+  __device__ NewToken(const Args& a, bool appends, int row, int kv_len, int kv_head)
+      : a_(a),
+        appends_(appends),
+        row_(row),
+        last_block_((kv_len - 1) >> a.block_shift),
+        slot_((kv_len - 1) & (a.block_size - 1)),
+        kv_head_(kv_head) {}
+
+  // Starts the loads: a warp has K, another one V.
+  __device__ void load(const int32_t* table) {
+    if (!appends_ || part() < 0) return;
+    entry_ = table[last_block_];
+    if (!has_vec()) return;
+    const append::Params& p = a_.append;
+    const int64_t heads = a_.q_heads + 2 * a_.kv_heads;
+    const int64_t head = row_ * heads + a_.q_heads + part() * a_.kv_heads + kv_head_;
+    loaded_ = Vec<T>::load(static_cast<const T*>(p.qkv) + head * kHeadDim + column());
+    if (part() == 0 && p.k_norm != nullptr) {
+      norm_weight_ = Vec<T>::load(static_cast<const T*>(p.k_norm) + column());
+    }
+  }
+
+  // K and V to the cache, and the queries, which are `staged`, to `q`. The RoPE table stands.
+  __device__ void store(const append::RopeTable<kHeadDim, 1>& table, const T* staged) {
+    if (!appends_) return;
+    const append::Params& p = a_.append;
+    T* q = static_cast<T*>(p.q) +
+           static_cast<int64_t>(row_ * a_.q_heads + kv_head_ * a_.group) * kHeadDim;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < a_.group * L::kVecs; i += 32 * kWarps) {
+      const int head = i / L::kVecs, vec = i % L::kVecs;
+      Vec<T>::load(staged + head * kQueryPitch<kHeadDim> + vec * kVecSize).store(q + i * kVecSize);
+    }
+    if (part() < 0) return;
+    if (part() == 0) {
+      loaded_ = append::finish_row<T, kHeadDim>(p, loaded_, p.k_norm != nullptr, norm_weight_,
+                                                p.rotary_dim > 0, table, 0);
+    }
+    if (!has_vec() || !is_pool_block(a_, entry_)) return;
+    loaded_.store(append::cache_rows<T>(p, entry_, part(), kv_head_) + slot_ * kHeadDim + column());
+  }
+
+  // The last block's summary, by one warp.
+  __device__ void summarise() const {
+    if (!appends_ || part() != 1 || !is_pool_block(a_, entry_)) return;
+    const int row_in_pass = lane_index() / L::kLanes;
+    const T* keys = append::cache_rows<const T>(a_.append, entry_, 0, kv_head_) + column();
+    append::Extrema<T> extrema;
+#pragma unroll 8
+    for (int slot = row_in_pass; slot <= slot_; slot += L::kRowsPerPass) {
+      if (has_vec_of_row()) extrema.add(Vec<T>::load(keys + slot * kHeadDim));
+    }
+    extrema.template merge_rows<L::kLanes>();
+    if (row_in_pass > 0 || !has_vec_of_row()) return;
+    T* summary = append::summary_of<T>(a_.append, entry_, kv_head_) + column();
+    extrema.low.store(summary);
+    extrema.high.store(summary + kHeadDim);
+  }
+
+ private:
+  // 0: this warp has K, 1: V.
+  static __device__ int part() { return warp_index() - (kWarps - 2); }
+  static __device__ int column() { return static_cast<int>(threadIdx.x) % L::kLanes * kVecSize; }
+  static __device__ bool has_vec_of_row() { return threadIdx.x % L::kLanes < L::kVecs; }
+  // Of the one row.
+  static __device__ bool has_vec() { return lane_index() < L::kVecs; }
+
+  const Args& a_;
+  const bool appends_;
+  const int row_;
+  const int last_block_;
+  const int slot_;
+  const int kv_head_;
+  int entry_ = -1;  // of the last block in the table
+  Vec<T> loaded_;
+  Vec<T> norm_weight_;
+};
+
+// The same as an item, with the group's queries to `q`. Called by all threads; a barrier must
+// follow.
 template <typename T, int kHeadDim, int kWarps>
 __device__ void append_row(const Args& a, int seq, int row, int kv_len, int kv_head,
                            append::RopeTable<kHeadDim, 1>& table, Held& held) {
@@ -108,7 +197,7 @@ __device__ void append_row(const Args& a, int seq, int row, int kv_len, int kv_h
   block.first_slot = (kv_len - 1) % a.block_size;
 #pragma unroll 1
   for (int base = 0; base < group + 2; base += kWarps) {
-    const int i = base + static_cast<int>(threadIdx.x) / 32;
+    const int i = base + warp_index();
     const int head = i < group        ? kv_head * group + i
                      : i == group     ? a.q_heads + kv_head
                      : i == group + 1 ? a.q_heads + a.kv_heads + kv_head

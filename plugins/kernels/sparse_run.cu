@@ -1,5 +1,7 @@
 // The host's side of the sparse kernel: workspace, checks, choice of the instance.
 
+#include <algorithm>
+
 #include "blocks.h"
 #include "launch.h"
 #include "sparse_args.h"
@@ -28,7 +30,7 @@ class Carver {
 // The longest selection that a sequence within the extents can have.
 int64_t max_selection(const Args& args) {
   const int64_t blocks = args.max_blocks_per_seq;
-  const int64_t sparse = num_selected(blocks, args.keep_ratio, args.min_blocks);
+  const int64_t sparse = num_selected<int64_t>(blocks, args.keep_ratio, args.min_blocks);
   const int64_t dense = num_blocks(args.dense_below, args.block_size);
   const int64_t everything = dense < blocks ? dense : blocks;
   return sparse > everything ? sparse : everything;
@@ -59,11 +61,16 @@ Sizes carve(Args& args, void* workspace, void* counters) {
 
   Carver counted(counters);
   counted.take(args.counters.ticket, 1);
+  counted.take(args.counters.draws, 1);
   counted.take(args.counters.rows, rows * row_words(args.roles));
+
+  args.placement.per_gpc = args.placement.per_half = static_cast<int32_t>(rows);
 
   Carver scratch(workspace);
   args.group = args.q_heads / args.kv_heads;
   args.block_shift = args.block_size == 16 ? 4 : args.block_size == 32 ? 5 : 6;
+  args.max_tokens = static_cast<int32_t>(std::min<int64_t>(
+      static_cast<int64_t>(args.max_blocks_per_seq) * args.block_size, INT32_MAX));
   args.key_pitch = (args.max_blocks_per_seq + 3) / 4 * 4;
   args.term_pitch = (args.group + 3) / 4 * 4;
   args.sum_pitch = (args.max_blocks_per_seq + kMinScored - 1) / kMinScored;

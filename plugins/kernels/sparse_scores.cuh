@@ -73,7 +73,7 @@ struct ScoreQueries {
 
   // `q` are the group's queries in shared memory.
   __device__ void load(const T* q, int group) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int lane = lane_index();
 #pragma unroll
     for (int tile = 0; tile < Shape::kHeadTiles; ++tile) {
       const int head = tile * 8 + lane / 4;
@@ -112,7 +112,7 @@ class ScoreItem {
         rounds_(range.rounds),
         scored_end_(min(range.end, range.blocks - a.local_blocks)),
         table_(table_of(a, range.seq)) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int warp = warp_index(), lane = lane_index();
     first_ = range.begin + own_first();
     summaries_ = keep_in_register(pool<const T>(a.summary, a.append.indirect) +
                                   range.kv_head * 2 * kHeadDim + lane % 4 * kVecSize);
@@ -121,20 +121,21 @@ class ScoreItem {
     next_entries_ = rounds_ > 0 ? look_up(first_) : -1;
   }
 
-  // Writes the terms of block i of the range to `terms` [i, term_pitch], and each head's sum of
-  // 2^term over a warp's blocks to `of_warps` in shared memory; without rounds neither. `stage` is
-  // called when the first copies are under way: after it the group's queries are in shared memory
-  // at `queries`.
-  template <typename Stage>
-  __device__ void score(const T* queries, Stage&& stage, float* terms,
-                        SoftmaxState (&of_warps)[Shape::kWarps][Shape::kHeads]) {
+  // Starts the first copies.
+  __device__ void begin() {
 #pragma unroll 1
     for (int i = 0; i < Shape::kStages - 1; ++i) start(i);
-    stage();
+  }
+
+  // Writes the terms of block i of the range to `terms` [i, term_pitch], and each head's sum of
+  // 2^term over a warp's blocks to `of_warps` in shared memory; without rounds neither. The group's
+  // queries are in shared memory at `queries`.
+  __device__ void finish(const T* queries, float* terms,
+                         SoftmaxState (&of_warps)[Shape::kWarps][Shape::kHeads]) {
     if (rounds_ == 0) return;
     ScoreQueries<T, Shape> q;
     q.load(queries, a_.group);
-    const int lane = static_cast<int>(threadIdx.x) % 32, head = lane % 4 * 2;
+    const int lane = lane_index(), head = lane % 4 * 2;
     const float scale = 0.5f * a_.score_scale;
     SoftmaxState sums[Shape::kHeadTiles][2];
     terms += (own_first() + lane / 4) * a_.term_pitch + head;
@@ -174,16 +175,14 @@ class ScoreItem {
 #pragma unroll
       for (int j = 0; j < 2; ++j) {
         const SoftmaxState all = softmax_merge_lanes(sums[tile][j], 4);
-        if (lane < 4) of_warps[threadIdx.x / 32][tile * 8 + head + j] = all;
+        if (lane < 4) of_warps[warp_index()][tile * 8 + head + j] = all;
       }
     }
   }
 
  private:
   // The warp's first block, from the range's first one on.
-  __device__ int own_first() const {
-    return static_cast<int>(threadIdx.x) / 32 * rounds_ * Shape::kPerWarp;
-  }
+  __device__ int own_first() const { return warp_index() * rounds_ * Shape::kPerWarp; }
   __device__ char* stage(int i) const { return ring_ + i % Shape::kStages * Shape::kStageBytes; }
 
   // Blocks that are forced are not read: the append may be rewriting the last one's summary.
@@ -194,7 +193,7 @@ class ScoreItem {
   // The table's entry of this lane's one of 32 blocks, or -1 where its summary is not to be read.
   // Nothing waits for it yet.
   __device__ int look_up(int block) const {
-    block += threadIdx.x % 32;
+    block += lane_index();
     return is_scored(block) ? table_[block] : -1;
   }
 
@@ -212,8 +211,7 @@ class ScoreItem {
           next_entries_ =
               begin + 32 < rounds_ * Shape::kPerWarp ? look_up(first_ + begin + 32) : -1;
         }
-        entry_ = __shfl_sync(append::kAllLanes, entries_,
-                             begin % 32 + static_cast<int>(threadIdx.x) % 32 / 4);
+        entry_ = __shfl_sync(append::kAllLanes, entries_, begin % 32 + lane_index() / 4);
       }
       const bool usable = is_pool_block(a_, entry_);
       const T* summary = summaries_ +

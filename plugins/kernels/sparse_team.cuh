@@ -18,11 +18,12 @@
 #include "sparse_args.h"
 #include "sparse_attend.cuh"
 #include "sparse_keys.cuh"
+#include "sparse_places.cuh"
 #include "sparse_plan.cuh"
 #include "sparse_queries.cuh"
 #include "sparse_scores.cuh"
-#include "sparse_sync.cuh"
 #include "sparse_team_deal.cuh"
+#include "sparse_team_list.cuh"
 #include "sparse_team_merge.cuh"
 #include "sparse_team_search.cuh"
 #include "sparse_team_shared.cuh"
@@ -46,9 +47,11 @@ class Team {
         size_shift_(cluster::size_log2()),
         rank_(cluster::rank()) {}
 
-  // Before anything else.
+  // Before anything else. Allows the next kernel, which may draw when this one has.
   __device__ void start() {
+    if (a_.settled == 0) wait_for_previous_kernel();
     if (threadIdx.x == 0) {
+      cluster::make_barrier(s_.placed, 1);
       cluster::make_barrier(s_.weighed, 1);
       cluster::make_barrier(s_.counted[0], 1);
       cluster::make_barrier(s_.counted[1], 1);
@@ -56,43 +59,51 @@ class Team {
       cluster::make_barrier(s_.handed_on, 1);
       cluster::make_barrier(s_.merged, 1);
       cluster::fence_barriers();
+      cluster::arrive_expecting(s_.placed, static_cast<int>(sizeof(int32_t)));
     }
     cluster::arrive();
+    TeamSearch<Shape>::start(s_, rank_);
+    if (rank_ != 0) {
+      allow_next_kernel();
+    } else if (draws()) {
+      const int lane = lane_index();
+      int row = 0;
+      if (lane == 0) {
+        row = draw_row(a_.placement, a_.counters.draws, a_.batch_size * a_.kv_heads);
+      }
+      row = __shfl_sync(0xffffffffu, row, 0);
+      cluster::wait();
+      if (lane < size_) cluster::send(&s_.row, row, s_.placed, lane);
+      __syncwarp();
+      allow_next_kernel();
+    }
   }
 
-  // Does what is this thread block's, or nothing and returns false. The first clusters append, for
-  // a row per thread block, the next ones are teams.
+  // Does what is this thread block's, or nothing and returns false.
   __device__ bool run(append::RopeTable<kHeadDim, 1>& rope, T* staged) {
-    const int rows = a_.batch_size * a_.kv_heads;
-    const int appending = (a_.roles & kAppend) != 0 ? (rows + size_ - 1) >> size_shift_ : 0;
-    const bool appends = cluster::id() < appending;
-    const int index =
-        appends ? cluster::id() * size_ + rank_ : static_cast<int>(cluster::id()) - appending;
-    const bool suits = suits_teams(a_, size_, index < rows ? index : 0, row_);
-    const bool has_row = suits && index < rows && row_.kv_len > 0;
-    if (has_row && !appends) {
-      do_row(rope, staged);
-    } else {
-      if (has_row) append(rope);
-      cluster::wait();
-    }
-    if (suits && cluster::id() == appending && rank_ == 0) write_counts();
+    if (!draws()) cluster::wait();
+    wait_for_previous_kernel();
+    int index;
+    const auto drawn = [&] {
+      cluster::wait_for(s_.placed, 0);
+      index = s_.row;
+      return max(index, 0);
+    };
+    const bool suits = suits_teams(a_, size_, drawn, row_);
+    if (suits && index >= 0 && row_.kv_len > 0) do_row(rope, staged);
+    if (suits && index == 0 && rank_ == 0) write_counts();
     return suits;
   }
 
  private:
-  __device__ void append(append::RopeTable<kHeadDim, 1>& rope) {
-    Held held;
-    append_row<T, kHeadDim, kWarps>(a_, row_.seq, row_.query_row, row_.kv_len, row_.kv_head, rope,
-                                    held);
-    __syncthreads();
-    if (threadIdx.x == 0) add_release(counters() + kAppendedWord, 1);
-  }
+  // This warp, for its cluster.
+  __device__ bool draws() const { return rank_ == 0 && threadIdx.x >= kThreads - 32; }
 
   // All that others send here is waited for, so that the thread block may end.
   __device__ void do_row(append::RopeTable<kHeadDim, 1>& rope, T* staged) {
-    row_.begin = share(row_.blocks, rank_);
-    row_.end = share(row_.blocks, rank_ + 1);
+    row_.begin = row_.share(row_.blocks, rank_, size_shift_);
+    row_.end = row_.share(row_.blocks, rank_ + 1, size_shift_);
+    const int quota = row_.quota(rank_, size_shift_);
     const int own = row_.end - row_.begin;
     const bool attends = (a_.roles & kAttend) != 0;
     const bool scores = row_.wanted < row_.blocks;
@@ -103,11 +114,16 @@ class Team {
                                scores ? div_up(max(own, 1), Score::kPerRound) : 0},
                               s_.summaries);
     GroupQueries<T, kHeadDim, Shape::kHeadTiles, kWarps> queries(a_, row_.query_row, row_.kv_head);
-    TeamSearch<Shape> search(s_, size_, rank_, a_.group, row_.blocks);
     Held held;
     if (scores || attends) queries.load(row_.seq, rope, held);
+    score.begin();
+    if (scores || attends) queries.stage(rope, staged);
+    // The last block is the last rank's own, and forced: that one attends to it.
+    const bool appends = (a_.roles & kAppend) != 0 && rank_ == size_ - 1;
+    NewToken<T, kHeadDim, kWarps> token(a_, appends, row_.query_row, row_.kv_len, row_.kv_head);
+    token.load(table());
+    TeamSearch<Shape> search(s_, size_, rank_, a_.group, row_.blocks);
     if (scores) {
-      search.start();
       const int32_t* pool_blocks = table() + row_.begin;
 #pragma unroll 1
       for (int i = threadIdx.x; i < own; i += kThreads) {
@@ -115,63 +131,64 @@ class Team {
       }
     }
     float* terms = terms_of(own);
-    score.score(
-        staged,
-        [&] {
-          if (scores || attends) queries.stage(rope, staged);
-        },
-        terms, s_.of_warps);
+    score.finish(staged, terms, s_.of_warps);
     cp_async_wait<0>();
-    cluster::wait();
-    TeamDeal<Shape> deal(s_, size_);
+    TeamList<Shape> list(a_, s_, row_, size_, size_shift_, rank_);
     Interval interval;
     bool has_rivals = false;
     if (scores) {
       const float* own_terms = weigh(terms, own);
 #pragma unroll 1
       for (int i = threadIdx.x; i < own; i += kThreads) {
-        const uint32_t key =
-            block_key(a_, row_.begin + i, row_.blocks, s_.pool_blocks[i],
-                      own_terms + i * a_.term_pitch, s_.head_logs[threadIdx.x / 32]);
+        const uint32_t key = block_key(a_, row_.begin + i, row_.blocks, s_.pool_blocks[i],
+                                       own_terms + i * a_.term_pitch, s_.head_logs[warp_index()]);
         s_.keys[i] = key;
         search.count(key);
       }
       RankKeys of_rank;  // lane l's
-      const int likely = attends ? min(quota(rank_), kLikelyBytes / block_bytes()) : 0;
+      const int likely = attends ? min(quota / 6, kLikelyBytes / block_bytes()) : 0;
       interval = search.find_interval(own, row_.wanted, attends ? kMaxRivals : kMaxQuickRivals,
                                       likely, of_rank, [&](uint32_t least) {
                                         if (attends) prefetch(own, least);
+                                        token.store(rope, staged);
                                       });
       has_rivals = !interval.is_final();
       if (has_rivals) {
-        search.send_rivals(own, row_.begin, interval, of_rank, [&](int i) { return entry_of(i); });
-        if (!attends) search.close(interval, of_rank);
+        search.send_rivals(own, row_.begin, interval, of_rank,
+                           [&](int i) { return list.entry_of(i); });
       }
-      list(choose(interval, of_rank, has_rivals && attends, deal));
+      list.choose(interval, of_rank, has_rivals);
+      if (has_rivals && !attends) list.take_rivals(search, interval);
+      list.write();
     } else {
-      take_all();
+      token.store(rope, staged);
+      list.write_all(table());
     }
     __syncthreads();
     if (!attends) return;
+    TeamDeal<Shape>& deal = list.deal();
     deal.hand_on();
-    if ((a_.roles & kAppend) != 0 && rank_ == size_ - 1) await_append();
     Tiles tiles{a_,
                 s_,
                 row_.kv_len - (row_.blocks - 1) * a_.block_size,
                 deal.surplus(),
                 scores ? deal.kept() : own,
-                quota(rank_)};
+                quota};
     Attention<T, typename Shape::Attend, Tiles> attention(a_, row_.kv_head, tiles, s_.attend);
     attention.start();
     if (has_rivals) {
-      search.place_rivals(interval, [&](const Rival& rival, int before) {
-        const bool is_mine = deal.put_rival(before, rival.entry);
-        if (is_mine && Tiles::is_last(rival.entry)) s_.has_last_block = true;
-      });
+      search.place_rivals(
+          interval, [&](const Rival& rival, int before) { deal.put_rival(before, rival.entry); });
       __syncthreads();
-      if ((a_.roles & kAppend) != 0 && s_.has_last_block) await_append();
     }
-    attend_and_merge(attention, staged);
+    TeamMerge<T, kHeadDim, Shape> merge(s_, size_, size_shift_, rank_, a_.group);
+    attention.run(staged, [&](int head, int column, const SoftmaxState& state,
+                              const float (&sum)[4]) { merge.send(head, column, state, sum); });
+    token.summarise();
+    merge.wait();
+    merge.write(static_cast<T*>(a_.out) +
+                (static_cast<int64_t>(row_.query_row) * a_.q_heads + row_.kv_head * a_.group) *
+                    kHeadDim);
   }
 
   __device__ int block_bytes() const {  // of K and V
@@ -180,30 +197,16 @@ class Team {
 
   // Brings K and V of the own blocks whose keys are from `least` on to the L2 cache.
   __device__ void prefetch(int own, uint32_t least) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const char* kv = reinterpret_cast<const char*>(pool<const T>(a_.kv, a_.append.indirect));
-    const int half = block_bytes() / 2;
-    const int64_t to_value = rows_to_value(a_) * kHeadDim * static_cast<int64_t>(sizeof(T));
+    const T* kv = pool<const T>(a_.kv, a_.append.indirect);
+    const int64_t to_value = rows_to_value(a_) * kHeadDim;
 #pragma unroll 1
-    for (int base = 0; base < own; base += kThreads) {
-      const int i = base + static_cast<int>(threadIdx.x);
-      const bool is_likely = i < own && s_.keys[i] >= least && is_pool_block(a_, s_.pool_blocks[i]);
-#pragma unroll 1
-      for (uint32_t bits = __ballot_sync(0xffffffffu, is_likely); bits != 0; bits &= bits - 1) {
-        const int at = i - lane + __ffs(static_cast<int>(bits)) - 1;
-        const char* keys =
-            kv + key_row(a_, s_.pool_blocks[at], row_.kv_head) * (kHeadDim * sizeof(T));
-#pragma unroll 1
-        for (int line = lane * kLineBytes; line < half; line += 32 * kLineBytes) {
-          prefetch_line(keys + line);
-          prefetch_line(keys + to_value + line);
-        }
-      }
+    for (int i = threadIdx.x; i < own; i += kThreads) {
+      if (s_.keys[i] < least || !is_pool_block(a_, s_.pool_blocks[i])) continue;
+      const T* keys = kv + key_row(a_, s_.pool_blocks[i], row_.kv_head) * kHeadDim;
+      prefetch_bytes(keys, block_bytes() / 2);
+      prefetch_bytes(keys + to_value, block_bytes() / 2);
     }
   }
-
-  // Called by all threads of who attends to the last block.
-  __device__ void await_append() const { wait(counters() + kAppendedWord, 1); }
 
   // Where the terms of `own` blocks go: to shared memory where they are few, or to the workspace.
   __device__ float* terms_of(int own) const {
@@ -246,7 +249,7 @@ class Team {
   __device__ void make_head_logs() {
     constexpr int kHeads = Score::kHeads;
     constexpr int kRanks = 32 / kHeads;  // at a time
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int warp = warp_index(), lane = lane_index();
     const int head = lane % kHeads;
     SoftmaxState states[kMaxTeam / kRanks];
 #pragma unroll
@@ -257,7 +260,7 @@ class Team {
     float scales[kMaxTeam / kRanks];
     const SoftmaxState all = softmax_merge_lanes(softmax_merge(states, scales), kHeads);
     if (lane < kHeads) {
-      s_.head_logs[warp][head] = head < a_.group ? softmax_log(all) : -kNoScore;
+      s_.head_logs[warp][head] = head_log(all, head, a_.group);
     }
     __syncwarp();
   }
@@ -273,15 +276,7 @@ class Team {
     }
   }
 
-  // The first of `count` things that are a rank's.
-  __device__ int share(int count, int rank) const { return count * rank >> size_shift_; }
-  // Blocks that a rank attends to.
-  __device__ int quota(int rank) const {
-    return rank < size_ ? share(row_.wanted, rank + 1) - share(row_.wanted, rank) : 0;
-  }
-  __device__ int32_t* counters() const { return row_counters(a_, static_cast<int>(row_.row(a_))); }
   __device__ const int32_t* table() const { return table_of(a_, row_.seq); }
-  __device__ int32_t* selection() const { return a_.selection + row_.row(a_) * a_.max_selected; }
 
   __device__ void write_counts() const {
     if (a_.counts == nullptr || threadIdx.x >= a_.batch_size) return;
@@ -290,138 +285,12 @@ class Team {
     a_.counts[seq] = selected_of(a_, seq, usable_length(a_, seq, &query_row));
   }
 
-  // Which of the own keys are listed: from `least` on, and the first ones that equal `tie`.
-  struct Choice {
-    uint32_t least;
-    uint32_t tie = 0xffffffffu;  // no key
-    int ties = 0;
-  };
-
-  // What is taken of the own keys: all that is selected, or what is above the interval. The team
-  // knows then who attends to what of it, or where it stands in the row's selection.
-  __device__ Choice choose(const Interval& interval, const RankKeys& of_rank, bool only_above,
-                           TeamDeal<Shape>& deal) {
-    Choice choice;
-    choice.least = above(interval.last);
-    int selected = of_rank.above;
-    if (!only_above) {
-      const int before = warp_inclusive_sum<kMaxTeam>(of_rank.inside) - of_rank.inside;
-      const int inside = max(min(interval.wanted - before, of_rank.inside), 0);
-      selected += inside;
-      if (interval.first != interval.last) {
-        choice.least = interval.first;
-      } else {
-        choice.tie = interval.last;
-        choice.ties = __shfl_sync(0xffffffffu, inside, rank_);
-      }
-    }
-    if ((a_.roles & kAttend) != 0) {
-      deal.deal(rank_, quota(static_cast<int>(threadIdx.x) % 32), selected);
-    } else {
-      const int before = warp_inclusive_sum<kMaxTeam>(selected) - selected;
-      selected_before_ = __shfl_sync(0xffffffffu, before, rank_);
-    }
-    return choice;
-  }
-
-  // Gives the blocks of the chosen keys their places, in ascending order. A barrier must follow.
-  __device__ void list(const Choice& choice) {
-    const int own = row_.end - row_.begin;
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    // A warp's keys follow one another, up to 4 times 32 at a time.
-    const int steps = own <= kThreads ? 1 : own <= 2 * kThreads ? 2 : 4;
-    // Numbers of keys that are taken, and in the upper half of those that tie.
-    int before = 0;
-#pragma unroll 1
-    for (int base = 0; base < own; base += steps * kThreads) {
-      const int first = base + warp * steps * 32 + lane;
-      uint32_t takes = 0, ties = 0;  // a bit for each step
-      int count = 0;
-#pragma unroll 1
-      for (int i = 0; i < steps; ++i) {
-        const bool exists = first + i * 32 < own;
-        const uint32_t key = exists ? s_.keys[first + i * 32] : 0;
-        const bool take = exists && key >= choice.least;
-        const bool tie = exists && key == choice.tie;
-        count += __popc(__ballot_sync(0xffffffffu, take)) | __popc(__ballot_sync(0xffffffffu, tie))
-                                                                << 16;
-        takes |= (take ? 1u : 0u) << i;
-        ties |= (tie ? 1u : 0u) << i;
-      }
-      if (base > 0) __syncthreads();
-      if (lane == 0) s_.warp_sums[warp] = count;
-      __syncthreads();
-      int upto = before;
-#pragma unroll
-      for (int i = 0; i < kWarps; ++i) {
-        upto += i < warp ? s_.warp_sums[i] : 0;
-        before += s_.warp_sums[i];
-      }
-      int taken = upto & 0xffff, tied = upto >> 16;
-#pragma unroll 1
-      for (int i = 0; i < steps; ++i) {
-        const bool take = (takes >> i & 1) != 0, tie = (ties >> i & 1) != 0;
-        const uint32_t all_takes = __ballot_sync(0xffffffffu, take);
-        const uint32_t all_ties = __ballot_sync(0xffffffffu, tie);
-        const uint32_t lower = (1u << lane) - 1;
-        const int ties_before = min(tied + __popc(all_ties & lower), choice.ties);
-        if (take || (tie && ties_before < choice.ties)) {
-          put(first + i * 32, taken + __popc(all_takes & lower) + ties_before);
-        }
-        taken += __popc(all_takes);
-        tied += __popc(all_ties);
-      }
-    }
-  }
-
-  // An own block that is the `place`-th of those listed, which is not behind its own place.
-  __device__ void put(int at, int place) const {
-    if ((a_.roles & kAttend) == 0) {
-      selection()[selected_before_ + place] = row_.begin + at;
-    } else {
-      s_.own_entries()[place] = entry_of(at);
-    }
-  }
-  __device__ int32_t entry_of(int at) const {
-    return Tiles::entry(a_, s_.pool_blocks[at], row_.begin + at, row_.blocks);
-  }
-
-  // All blocks are selected: the own ones are this rank's part.
-  __device__ void take_all() {
-    const bool attends = (a_.roles & kAttend) != 0;
-    const int begin = row_.begin, end = row_.end;
-#pragma unroll 1
-    for (int block = begin + static_cast<int>(threadIdx.x); block < end; block += kThreads) {
-      if (attends) {
-        s_.own_entries()[block - begin] = Tiles::entry(a_, table()[block], block, row_.blocks);
-      } else {
-        selection()[block] = block;
-      }
-    }
-  }
-
-  template <typename Attention>
-  __device__ void attend_and_merge(Attention& attention, const T* staged) {
-    TeamMerge<T, kHeadDim, Shape> merge(s_, size_, size_shift_, rank_, a_.group);
-    attention.run(staged, [&](int head, int column, const SoftmaxState& state,
-                              const float (&sum)[4]) { merge.send(head, column, state, sum); });
-    merge.wait();
-    // Everybody has attended to its part by now.
-    if ((a_.roles & kAppend) != 0 && rank_ == size_ - 1 && threadIdx.x == 0) {
-      counters()[kAppendedWord] = 0;
-    }
-    merge.write(static_cast<T*>(a_.out) +
-                (static_cast<int64_t>(row_.query_row) * a_.q_heads + row_.kv_head * a_.group) *
-                    kHeadDim);
-  }
-
   const Args& a_;
   Shared& s_;
   const int size_;  // a power of two
   const int size_shift_;
   const int rank_;
   TeamRow row_;
-  int selected_before_ = 0;  // of the row's selection, by the ranks before this one
 };
 
 }  // namespace sparse

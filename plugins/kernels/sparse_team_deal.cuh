@@ -18,7 +18,7 @@ class TeamDeal {
   // Deals out `selected` blocks of lane l's rank, whose quota is `quota`. `rank` is this one.
   // Called by all threads; a barrier must follow before one is handed on.
   __device__ void deal(int rank, int quota, int selected) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int lane = lane_index();
     const int kept = min(selected, quota);
     const int surplus = selected - kept, room = quota - kept;
     const int surplus_upto = warp_inclusive_sum<kMaxTeam>(surplus);
@@ -61,12 +61,10 @@ class TeamDeal {
     }
   }
 
-  // Puts the entry of the rival that so many come before to this rank's, and returns true, or is
-  // not for this one.
-  __device__ bool put_rival(int before, int32_t entry) const {
-    if (before < first_rival_ || before >= end_rival_) return false;
+  // Puts the entry of the rival that so many come before to this rank's, where it is for this one.
+  __device__ void put_rival(int before, int32_t entry) const {
+    if (before < first_rival_ || before >= end_rival_) return;
     s_.other_entries()[rivals_begin_ + before - first_rival_] = entry;
-    return true;
   }
 
  private:

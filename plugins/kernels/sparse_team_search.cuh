@@ -6,6 +6,7 @@
 #pragma once
 
 #include "cluster.cuh"
+#include "sparse_keys.cuh"
 #include "sparse_plan.cuh"
 #include "sparse_team_shared.cuh"
 #include "sparse_topk.cuh"
@@ -15,7 +16,8 @@ namespace sparse {
 
 // Where the bins of the first round lie, around the score that the blocks of a row would have if
 // they were equal: 128 per power of two from half of it to twice, 16 per power of two over 13 of
-// them below, and over three above. The first and the last one hold all that is beyond.
+// them below, and over three above. The first one and the last but one hold all that is beyond, the
+// last one what is forced, so that it is never among rivals.
 class FirstBins {
   static constexpr int kFineShift = 23 - 7, kCoarseShift = 23 - 4;
   static constexpr uint32_t kLow = 13u << 23;                       // keys of the coarse bins below
@@ -27,7 +29,8 @@ class FirstBins {
  public:
   // Of rows of `blocks` and as many heads as a group has.
   __device__ FirstBins(int group, int blocks) {
-    begin_ = __float_as_uint(static_cast<float>(group) / static_cast<float>(blocks)) - (14u << 23);
+    begin_ = __float_as_uint(__fdividef(static_cast<float>(group), static_cast<float>(blocks))) -
+             (14u << 23);
   }
 
   __device__ int of(uint32_t key) const {
@@ -36,11 +39,12 @@ class FirstBins {
     const int bin = from < kLow    ? static_cast<int>(from >> kCoarseShift)
                     : from < kHigh ? kFine + static_cast<int>((from - kLow) >> kFineShift)
                                    : kAbove + static_cast<int>((from - kHigh) >> kCoarseShift);
-    return min(bin, kTeamBins - 1);
+    return min(bin, key == kForcedKey ? kTeamBins - 1 : kTeamBins - 2);
   }
 
   __device__ uint32_t first_key(int bin) const {
     if (bin == 0) return 0;
+    if (bin == kTeamBins - 1) return kForcedKey;
     return begin_ + (bin < kFine ? static_cast<uint32_t>(bin) << kCoarseShift
                      : bin < kAbove
                          ? kLow + (static_cast<uint32_t>(bin - kFine) << kFineShift)
@@ -67,14 +71,11 @@ class TeamSearch {
       : s_(shared), size_(size), rank_(rank), bins_(group, blocks) {}
 
   // Before the first key; a barrier must follow.
-  __device__ void start() {
-    clear(own_counts(0));
-    if (threadIdx.x < kMaxTeam) s_.rivals_of[threadIdx.x] = 0;
+  static __device__ void start(TeamShared<Shape>& shared, int rank) {
+    clear(shared.counts(0)[rank]);
     if (threadIdx.x == 0) {
-      s_.likely_bin = kTeamBins - 1;
-      s_.own_rivals = 0;
-      s_.last_key = 0xffffffffu;
-      s_.has_last_block = false;
+      shared.likely_bin = kTeamBins - 1;
+      shared.own_rivals = 0;
     }
   }
   // An own key, for the first round.
@@ -119,7 +120,7 @@ class TeamSearch {
           next.add(static_cast<int>((key - interval.first) >> shift));
         }
       }
-      if (threadIdx.x % 32 == 0) atomicAdd(&next.words[kWords], static_cast<uint32_t>(above));
+      if (lane_index() == 0) atomicAdd(&next.words[kWords], static_cast<uint32_t>(above));
     }
   }
 
@@ -135,7 +136,7 @@ class TeamSearch {
       cluster::arrive_expecting(s_.rivals_sent,
                                 (interval.inside - count) * static_cast<int>(sizeof(Rival)));
     }
-    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const int lane = lane_index();
     const int peer = lane % kMaxTeam;
 #pragma unroll 1
     for (int base = static_cast<int>(threadIdx.x) - lane; base < own; base += kThreads) {
@@ -167,63 +168,26 @@ class TeamSearch {
   // threads have met since they sent theirs.
   template <typename Use>
   __device__ void place_rivals(const Interval& interval, Use&& use) {
-    const auto comes_first = [](const Rival& a, const Rival& b) { return a.order > b.order; };
-    const Compared own = compare_rivals(interval.inside, comes_first);
-    if (own.counts && own.before < interval.wanted) use(own.rival, own.before);
-  }
-
-  // Narrows the interval down to the key of the last rival that is taken. Begins with a barrier.
-  __device__ void close(Interval& interval, RankKeys& of_rank) {
-    __syncthreads();
-    const auto is_above = [](const Rival& a, const Rival& b) { return a.key() > b.key(); };
-    const Compared own = compare_rivals(interval.inside, is_above);
-    const uint32_t key = own.rival.key();
-    const bool is_taken = own.counts && own.before < interval.wanted;
-    const uint32_t least = __reduce_min_sync(0xffffffffu, is_taken ? key : 0xffffffffu);
-    if (threadIdx.x % 32 == 0) atomicMin(&s_.last_key, least);
-    __syncthreads();
-    const uint32_t last = s_.last_key;
-    if (own.counts && key >= last) {
-      atomicAdd(&s_.rivals_of[own.rival.rank], key > last ? 1u : 1u << 16);
-    }
-    __syncthreads();
-    const int rank = static_cast<int>(threadIdx.x) % 32;
-    const uint32_t both = rank < size_ ? s_.rivals_of[rank] : 0;
-    const int above = static_cast<int>(both & 0xffff);
-    of_rank.above += above;
-    of_rank.inside = static_cast<int>(both >> 16);
-    interval.first = interval.last = last;
-    interval.wanted -= warp_sum(above);
-    interval.inside = warp_sum(of_rank.inside);
-  }
-
- private:
-  struct Compared {
-    Rival rival;
-    int before;   // rivals that are ahead of it
-    bool counts;  // once: of the threads that have the same rival
-  };
-
-  // Counts for a thread's own rival which ones are `ahead`: said of another one and of it.
-  template <typename Ahead>
-  __device__ Compared compare_rivals(int count, Ahead&& ahead) {
+    const int count = interval.inside;
     // So many threads for each, a power of two of a warp's lanes.
     const int shift = min(__clz(count - 1) - __clz(kThreads - 1), 5);
-    const int mine = static_cast<int>(threadIdx.x) >> shift;
+    const int own = static_cast<int>(threadIdx.x) >> shift;
     const int first = static_cast<int>(threadIdx.x) & ((1 << shift) - 1);
     cluster::wait_for(s_.rivals_sent, 0);
-    Compared own{s_.rivals[min(mine, count - 1)], 0, mine < count && first == 0};
+    const Rival rival = s_.rivals[min(own, count - 1)];
+    int before = 0;
 #pragma unroll 4
     for (int i = first; i < count; i += 1 << shift) {
-      own.before += ahead(s_.rivals[i], own.rival) ? 1 : 0;
+      before += s_.rivals[i].order > rival.order ? 1 : 0;
     }
 #pragma unroll 1
     for (int mask = 1 << shift >> 1; mask > 0; mask /= 2) {
-      own.before += __shfl_xor_sync(0xffffffffu, own.before, mask);
+      before += __shfl_xor_sync(0xffffffffu, before, mask);
     }
-    return own;
+    if (own < count && first == 0 && before < interval.wanted) use(rival, before);
   }
 
+ private:
   // The own counts of a round, where the others have them too.
   __device__ TeamCounts& own_counts(int round) const { return s_.counts(round)[rank_]; }
 
@@ -235,7 +199,7 @@ class TeamSearch {
   // Adds to each count those of all larger keys; leaves the bin of the `likely`-th largest one, if
   // there are so many. Begins with a barrier; another one must follow.
   __device__ void add_up(TeamCounts& counts, int likely) {
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const int warp = warp_index(), lane = lane_index();
     const int word = kWords - 1 - static_cast<int>(threadIdx.x);  // from the largest keys on
     __syncthreads();
     const uint32_t both = counts.words[word];
@@ -261,9 +225,9 @@ class TeamSearch {
     uint64_t& counted = s_.counted[round % 2];
     if (threadIdx.x == 0) cluster::arrive_expecting(counted, (size_ - 1) * kBytes);
     // Lanes would send one after another, warps do so at once.
-    if (threadIdx.x % 32 == 0) {
+    if (lane_index() == 0) {
 #pragma unroll 1
-      for (int peer = static_cast<int>(threadIdx.x) / 32; peer < size_; peer += kWarps) {
+      for (int peer = warp_index(); peer < size_; peer += kWarps) {
         if (peer != rank_) cluster::send_bytes(&own_counts(round), kBytes, counted, peer);
       }
     }
@@ -276,10 +240,11 @@ class TeamSearch {
 
   // Finds the bin that holds the wanted-th largest key, and what of each rank's is above and in it.
   __device__ int find_bin(const TeamCounts* counts, int wanted, RankKeys& of_rank) {
-    const int rank = static_cast<int>(threadIdx.x) % 32;
+    const int rank = lane_index();
     int upto = 0;  // to the lower one of the thread's bins
-#pragma unroll 1
-    for (int first = 0; first < size_; first += kMinTeam) {
+#pragma unroll
+    for (int first = 0; first < kMaxTeam; first += kMinTeam) {
+      if (first == size_) break;
 #pragma unroll
       for (int i = 0; i < kMinTeam; ++i) {
         upto += static_cast<int>(counts[first + i].words[threadIdx.x] & 0xffff);

@@ -15,14 +15,14 @@ constexpr int kMinTeamShift = 2;
 constexpr int kMinTeam =
     1 << kMinTeamShift;  // ranks whose counts or results are added up at a time
 constexpr int kMaxTeam = 16;
-constexpr int kTeamBins = 512;          // of the histograms that a team adds up, see FirstBins
-constexpr int kMaxRivals = 256;         // that are compared with one another,
-constexpr int kMaxQuickRivals = 96;     // where nothing else is done meanwhile
-constexpr int kLikelyBytes = 64 << 10;  // of K and V that come to the L2 cache early
-constexpr int kTeamBlocks = 4096;       // of a row, per thread block
-constexpr int kTeamSelected = 1024;     // of a selection, per thread block
-constexpr int kMinTeamBlocks = 32;      // of all teams: fewer do not keep the memory busy
-constexpr float kIdleBytes = 16 << 20;  // see suits_teams
+constexpr int kTeamBins = 512;           // of the histograms that a team adds up, see FirstBins
+constexpr int kMaxRivals = 256;          // that are compared with one another,
+constexpr int kMaxQuickRivals = 96;      // where nothing else is done meanwhile
+constexpr int kLikelyBytes = 128 << 10;  // at most of K and V that come to the L2 cache early
+constexpr int kTeamBlocks = 4096;        // of a row, per thread block
+constexpr int kTeamSelected = 1024;      // of a selection, per thread block
+constexpr int kMinTeamBlocks = 32;       // of all teams: fewer do not keep the memory busy
+constexpr float kIdleBytes = 16 << 20;   // see suits_teams
 
 template <int kHeadDim, int kHeadTiles_, int kWarps>
 struct TeamShape {
@@ -49,7 +49,7 @@ struct alignas(16) Rival {
   int32_t entry;  // see TeamTiles
   int32_t rank;
 
-  __device__ uint32_t key() const { return static_cast<uint32_t>(order >> 32); }
+  __device__ int block() const { return static_cast<int>(~static_cast<uint32_t>(order)); }
 };
 
 // cluster::send of a state.
@@ -81,19 +81,16 @@ struct TeamShared {
   SoftmaxState of_ranks[kMaxTeam][Score::kHeads];
   alignas(16) float head_logs[Score::kWarps][Score::kHeads];  // a copy for each warp
   int likely_bin;                                             // see TeamSearch::add_up
-  // Everybody's rivals, in the order of ranks; how many of the own ones stand there; the key of the
-  // last one taken, and how many of each rank are above it, and, from bit 16 on, equal.
-  Rival rivals[kMaxRivals];
-  int own_rivals;
-  uint32_t last_key;
-  uint32_t rivals_of[kMaxTeam];
+  Rival rivals[kMaxRivals];                                   // everybody's, in the order of ranks
+  int own_rivals;                                             // that stand there
   int room_upto[kMaxTeam];  // blocks that can be handed on to the ranks up to each
-  bool has_last_block;      // among the rivals that this rank attends to
   alignas(16) int warp_sums[Shape::kThreads / 32];
   // Everybody's results for this one's columns, [ranks, columns of a rank], and for each head.
   alignas(16) float4 parts[Shape::kColumns + kMaxTeam];
   SoftmaxState states[kMaxTeam][Score::kHeads];
-  uint64_t weighed;  // barriers
+  int row;          // of this cluster, or -1
+  uint64_t placed;  // barriers
+  uint64_t weighed;
   uint64_t counted[2];
   uint64_t rivals_sent;
   uint64_t handed_on;
@@ -145,8 +142,6 @@ struct TeamTiles {
                                          : pool_block;
   }
 
-  static __device__ bool is_last(int entry) { return entry >= 0 && (entry & kLastBlock) != 0; }
-
   __device__ Tile find(int i) const {
     const int index = i >> shift();
     const int entry =
@@ -154,7 +149,7 @@ struct TeamTiles {
     Tile tile;
     tile.slot = i * kTileKeys & (a.block_size - 1);
     tile.pool_block = entry < 0 ? -1 : entry & ~kLastBlock;
-    tile.valid = (is_last(entry) ? last_tokens : a.block_size) - tile.slot;
+    tile.valid = ((entry & kLastBlock) != 0 ? last_tokens : a.block_size) - tile.slot;
     return tile;
   }
 };
@@ -173,6 +168,14 @@ struct TeamRow {
   __device__ int64_t row(const Args& a) const {
     return static_cast<int64_t>(seq) * a.kv_heads + kv_head;
   }
+  // The first of `count` things that are a rank's, in a team of 2^size_shift.
+  static __device__ int share(int count, int rank, int size_shift) {
+    return count * rank >> size_shift;
+  }
+  // Blocks that a rank attends to.
+  __device__ int quota(int rank, int size_shift) const {
+    return share(wanted, rank + 1, size_shift) - share(wanted, rank, size_shift);
+  }
 };
 
 // How many of a rank's keys are above an interval, and inside.
@@ -183,13 +186,23 @@ struct RankKeys {
 
 // Whether every row is to have a team of its own. A team that is done waits for the longest one, so
 // that rows of unlike lengths are better divided as items; and it holds a limited number of blocks.
-// Each warp finds the same; `row` is what it finds of that row.
-__device__ inline bool suits_teams(const Args& a, int size, int row_index, TeamRow& row) {
-  const int lane = threadIdx.x % 32;
+// Each warp finds the same; `row` is what it finds of the row that `drawn` returns, which is called
+// when lengths have been asked for.
+template <typename Drawn>
+__device__ bool suits_teams(const Args& a, int size, Drawn&& drawn, TeamRow& row) {
+  const int lane = lane_index();
   int query_row = 0;
+  if (a.batch_size == 1) {
+    row.seq = 0;
+    row.kv_len = usable_length(a, 0, &row.query_row);
+    row.blocks = blocks_of(a, row.kv_len);
+    row.wanted = wanted_of(a, row.kv_len);
+    row.kv_head = drawn();
+    return row.blocks <= size * kTeamBlocks && row.wanted <= size * kTeamSelected;
+  }
   const int kv_len = lane < a.batch_size ? usable_length(a, lane, &query_row) : 0;
   const int blocks = blocks_of(a, kv_len);
-  const int wanted = selected_of(a, lane, kv_len);
+  const int wanted = wanted_of(a, kv_len);
   const int longest = __reduce_max_sync(0xffffffffu, blocks);
   const int most = __reduce_max_sync(0xffffffffu, wanted);
   const int idle = longest * a.batch_size - warp_sum(blocks);
@@ -197,7 +210,7 @@ __device__ inline bool suits_teams(const Args& a, int size, int row_index, TeamR
   const float bytes = static_cast<float>(idle) * static_cast<float>(a.block_size + 8) *
                       static_cast<float>(a.kv_heads * a.head_dim) * 0.5f;
   row.seq = 0;
-  row.kv_head = row_index;
+  row.kv_head = drawn();
 #pragma unroll 1
   for (; row.kv_head >= a.kv_heads; ++row.seq) row.kv_head -= a.kv_heads;
   row.kv_len = __shfl_sync(0xffffffffu, kv_len, row.seq);

@@ -94,12 +94,11 @@ class TileStream {
       : a_(a),
         kv_head_(kv_head),
         all_(all),
-        count_(div_up(max(all.count() - static_cast<int>(threadIdx.x) / 32, 0), Shape::kWarps)),
-        target_(keep_in_register(ring +
-                                 unit_offset<Shape::kChunks>(threadIdx.x % 32 / Shape::kChunks,
-                                                             threadIdx.x % 32 % Shape::kChunks))),
-        pool_(
-            keep_in_register(pool<const T>(a.kv, a.append.indirect) + threadIdx.x % 32 * kVecSize)),
+        count_(div_up(max(all.count() - warp_index(), 0), Shape::kWarps)),
+        target_(
+            keep_in_register(ring + unit_offset<Shape::kChunks>(lane_index() / Shape::kChunks,
+                                                                lane_index() % Shape::kChunks))),
+        pool_(keep_in_register(pool<const T>(a.kv, a.append.indirect) + lane_index() * kVecSize)),
         to_value_(keep_in_register(static_cast<int>(rows_to_value(a)) * Shape::kHeadDim)) {}
 
   __device__ int count() const { return count_; }
@@ -112,7 +111,7 @@ class TileStream {
   __device__ int start_keys(int tile, int slot) {
     rows_ = 0;
     if (tile < count_) {
-      const int lane = threadIdx.x % 32;
+      const int lane = lane_index();
       if (tile % 32 == 0 || in_all(tile) >= looked_up_) {
         if (in_all(tile) >= all_.known()) all_.wait();
         look_up(tile / 32 * 32 + lane);
@@ -132,9 +131,7 @@ class TileStream {
   }
 
  private:
-  __device__ int in_all(int tile) const {
-    return tile * Shape::kWarps + static_cast<int>(threadIdx.x) / 32;
-  }
+  __device__ int in_all(int tile) const { return tile * Shape::kWarps + warp_index(); }
 
   __device__ void look_up(int tile) {
     row_ = 0;
@@ -150,7 +147,7 @@ class TileStream {
   // This lane's pieces of a unit of which `rows` are read, from its first one on, `to` and `from`.
   __device__ static void copy_unit(uint32_t to, const T* from, int rows) {
     constexpr int kChunks = Shape::kChunks;
-    const int lane = threadIdx.x % 32;
+    const int lane = lane_index();
 #pragma unroll
     for (int i = 0; i < kTileKeys * kChunks / 32; ++i) {
       uint32_t target;

@@ -90,7 +90,7 @@ struct TopK {
 
   // Where the lane's keys of the i-th step of a batch stand.
   static __device__ int block_of(int step, int i) {
-    return (step + i * kWarps) * kStep + static_cast<int>(threadIdx.x) % 32 * 4;
+    return (step + i * kWarps) * kStep + lane_index() * 4;
   }
 
   // Bit 4 * i + j: whether the j-th of the lane's keys of the i-th of kSteps steps is from `least`
@@ -132,9 +132,9 @@ struct TopK {
   // Sum of what the threads before this one give. All call it; a barrier must follow before the
   // next call.
   __device__ int sum_before(int mine) {
-    const int warp = threadIdx.x / 32;
+    const int warp = warp_index();
     const int upto = warp_inclusive_sum(mine);
-    if (threadIdx.x % 32 == 31) warp_sums[warp] = upto;
+    if (lane_index() == 31) warp_sums[warp] = upto;
     __syncthreads();
     int before = upto - mine;
 #pragma unroll
@@ -191,7 +191,7 @@ struct TopK {
       cp_async_wait<0>();  // the keys, the first time
       __syncthreads();
 #pragma unroll 1
-      for (int step = threadIdx.x / 32; step * kStep < blocks; step += kStride) {
+      for (int step = warp_index(); step * kStep < blocks; step += kStride) {
         const uint32_t inside =
             between<kBatch>(keys, blocks, step, interval.first, interval.last - interval.first);
         for_each_block(inside, step, [&](int block) {
@@ -204,9 +204,9 @@ struct TopK {
   // The numbers of keys from `least` on, at most `range` above it, in each step.
   __device__ void count(const uint32_t* keys, int blocks, uint32_t least, uint32_t range,
                         int (&steps)[kMaxSteps]) {
-    const int lane = threadIdx.x % 32;
+    const int lane = lane_index();
 #pragma unroll 1
-    for (int step = threadIdx.x / 32; step * kStep < blocks; step += kStride) {
+    for (int step = warp_index(); step * kStep < blocks; step += kStride) {
       // Numbers of set bits of four, then a byte each: a warp has at most 128.
       uint32_t bits = between<kBatch>(keys, blocks, step, least, range);
       bits -= bits >> 1 & 0x5555u;
@@ -260,7 +260,7 @@ struct TopK {
     }
     __syncthreads();
 #pragma unroll 1
-    for (int i = threadIdx.x / 32; i < num_listed; i += kWarps) {
+    for (int i = warp_index(); i < num_listed; i += kWarps) {
       const int step = listed[i];
       const uint32_t takes = between<1>(keys, blocks, step, least, ~least);
       const uint32_t ties = equals > 0 ? between<1>(keys, blocks, step, least - 1, 0) : 0u;

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "blocks.h"
+#include "gpu_map.h"
 
 extern "C" {
 
@@ -49,6 +50,12 @@ const char* trt_resa_version(void) {
 
 const char* trt_resa_architectures(void) {
   return TRT_RESA_ARCHITECTURES;
+}
+
+int32_t trt_resa_gpc_of(int32_t multiprocessor) {
+  const trt_resa::GpuMap& map = trt_resa::gpu_map();
+  const bool is_known = multiprocessor >= 0 && multiprocessor < map.multiprocessors;
+  return is_known ? map.gpc[static_cast<size_t>(multiprocessor)] : -1;
 }
 
 int64_t trt_resa_num_blocks(int64_t tokens, int32_t block_size) {

@@ -135,6 +135,7 @@ int32_t launch(const Attributes& attributes, const Shape& shape, const Workspace
     p.out = output;
     p.workspace = scratch;
     p.counters = base + layout.counters;
+    p.settled = 0;  // by what follows
     const cudaError_t error =
         cudaMemsetAsync(p.counters, 0, layout.scratch - layout.counters, stream);
     if (error != cudaSuccess) {

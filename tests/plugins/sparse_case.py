@@ -161,11 +161,12 @@ def attention(cache: Cache, seq: int, head: int, blocks: torch.Tensor) -> torch.
 
 def buffers(library: KernelLibrary, params: KernelParams, device: torch.device) -> None:
     """Gives ``params`` a workspace of garbage and counters of zeros, kept alive by it."""
-    params.workspace_tensor = torch.full(
-        (library.workspace_bytes(params),), 0xA5, dtype=torch.uint8, device=device
-    )
     params.counters_tensor = torch.zeros(
         library.counter_bytes(params), dtype=torch.uint8, device=device
+    )
+    # After the counters: see `settled` in sparse_step.h.
+    params.workspace_tensor = torch.full(
+        (library.workspace_bytes(params),), 0x47, dtype=torch.uint8, device=device
     )
     params.workspace = params.workspace_tensor.data_ptr()
     params.counters = params.counters_tensor.data_ptr()
@@ -215,6 +216,7 @@ def select_params(
         workspace=None,
         counters=None,
         max_selected=out.blocks.shape[2],
+        settled=1,
         softmax_scale=1 / math.sqrt(cache.q.shape[2]),
         **cache.extents(),
         **dataclasses.asdict(settings),

@@ -45,7 +45,7 @@ def run_on_host(folder: Path, name: str, *includes: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-@pytest.mark.parametrize("name", ["plan", "topk"])
+@pytest.mark.parametrize("name", ["places", "plan", "topk"])
 def test_parts(tmp_path: Path, name: str) -> None:
     run_on_host(tmp_path, name)
 

@@ -35,6 +35,7 @@ VALUES = {
     "dense_below": 0,
     "dtype": 0,
     "indirect": 0,
+    "settled": 0,
     "rope_scale": 1.0,
     "norm_eps": 1e-6,
     "softmax_scale": 0.1,

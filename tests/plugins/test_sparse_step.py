@@ -49,6 +49,7 @@ def step_params(library, case: Case, settings: Selecting, out) -> SparseStepPara
         out=out.data_ptr(),
         workspace=None,
         counters=None,
+        settled=1,
         softmax_scale=1 / math.sqrt(case.q.shape[2]),
         **dataclasses.asdict(settings),
     )
@@ -178,6 +179,21 @@ def test_graph_replay_while_lengths_grow(library):
         graph.replay()
         torch.cuda.synchronize()
         check(library, case, before, DEFAULT, out)
+
+
+def test_counters_that_are_zeroed_right_before(library):
+    """As the TensorRT plugin does, in a workspace that others have written to."""
+    case = make_step([(9000, 1), (8000, 1)], q_heads=14)
+    before = copy.deepcopy(case)
+    out = torch.full_like(case.q, NAN)
+    params = step_params(library, case, DEFAULT, out)
+    params.settled = 0
+    for _ in range(50):
+        params.counters_tensor.fill_(0x47)
+        params.counters_tensor.zero_()
+        library.launch(params, torch.cuda.current_stream().cuda_stream)
+    torch.cuda.synchronize()
+    check(library, case, before, DEFAULT, out)
 
 
 def test_counters_of_the_largest_batch_serve_all(library):

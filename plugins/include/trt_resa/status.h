@@ -52,6 +52,11 @@ TRT_RESA_API const char* trt_resa_version(void);
  * carries PTX too, which later GPUs can compile. */
 TRT_RESA_API const char* trt_resa_architectures(void);
 
+/* The GPC in which a multiprocessor of the current device lies, 0 to 3 in one half of the GPU and 4
+ * to 7 in the other; -1 where that is not known. The library finds it out when it first needs it,
+ * by kernels of its own, and places work by it; before compute capability 9.0 it does not. */
+TRT_RESA_API int32_t trt_resa_gpc_of(int32_t multiprocessor);
+
 /* Blocks that hold `tokens` tokens; -1 for a negative count or a block size below 1. */
 TRT_RESA_API int64_t trt_resa_num_blocks(int64_t tokens, int32_t block_size);
 

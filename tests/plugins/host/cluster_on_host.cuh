@@ -27,15 +27,15 @@ struct Barrier {
   }
 };
 
-inline int current_id = 0, current_rank = 0, current_size = 1;
+inline int current_multiprocessor = 0, current_rank = 0, current_size = 1;
 inline std::vector<char*> memories(1);  // of all ranks
 inline std::map<const void*, Barrier> barriers;
 inline std::map<const void*, int> arrived;  // generation in which a thread's fiber arrived
 inline int arrivals = 0, generation = 0;
 
-// A cluster of `size` whose shared memories are `given`.
-inline void begin(int id, const std::vector<char*>& given) {
-  current_id = id;
+// A cluster whose shared memories are `given`, at a multiprocessor.
+inline void begin(int multiprocessor, const std::vector<char*>& given) {
+  current_multiprocessor = multiprocessor;
   current_size = static_cast<int>(given.size());
   memories = given;
   barriers.clear();
@@ -56,8 +56,11 @@ inline int size_log2() {
 inline int rank() {
   return current_rank;
 }
-inline int id() {
-  return current_id;
+inline int count() {
+  return static_cast<int>(gridDim.x) / current_size;
+}
+inline int multiprocessor() {
+  return current_multiprocessor;
 }
 
 inline const void* fiber() {

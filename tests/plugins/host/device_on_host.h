@@ -231,11 +231,15 @@ T atomicAdd(T* address, T value) {
   *address += value;
   return before;
 }
+inline void __threadfence() {}
 inline void __syncwarp() {
   on_host::meet_warp();
 }
 inline float __fmul_rn(float a, float b) {
   return a * b;
+}
+inline float __fdividef(float a, float b) {
+  return a / b;
 }
 inline float __fdiv_rn(float a, float b) {
   return a / b;

@@ -36,6 +36,7 @@ template <int kPending>
 void cp_async_wait() {}
 constexpr int kLineBytes = 128;
 inline void prefetch_line(const void*) {}
+inline void prefetch_bytes(const void*, int) {}
 inline void discard_line(void* line) {
   std::memset(line, on_host::kGarbage, kLineBytes);
 }

@@ -116,6 +116,11 @@ class Case : CaseData<T, kHeadDim> {
     std::memset(counters.data(), 0, counters.size() * 16);
     carve(a, workspace.data(), counters.data());
 
+    const int rows = a.batch_size * a.kv_heads;
+    for (int i = 0; i < trt_resa::kMaxMultiprocessors; ++i) a.placement.gpc[i] = i * 3 % 8;
+    a.placement.per_gpc = (rows + 7) / 8;
+    a.placement.per_half = (rows + 1) / 2;
+
     const auto before = kv_;
     using Shared = typename C::Shared;
     constexpr size_t kBytes = sizeof(Shared);
@@ -125,8 +130,7 @@ class Case : CaseData<T, kHeadDim> {
     for (int rank = 0; rank < s_.team; ++rank) {
       memories.push_back(static_cast<char*>(memory.get()) + rank * kBytes);
     }
-    const int rows = a.batch_size * a.kv_heads;
-    const int clusters = s_.team > 1 ? rows + rows / s_.team + 2 : s_.thread_blocks;
+    const int clusters = s_.team > 1 ? rows + 2 : s_.thread_blocks;
     gridDim.x = clusters * s_.team;
     for (int id = 0; id < clusters; ++id) {
       std::memset(memory.get(), on_host::kGarbage, kBytes * s_.team);
