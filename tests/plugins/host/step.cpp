@@ -76,6 +76,11 @@ int main() {
     ties.keep_ratio = 0.7;
     right &= run<__half, 64, 1, true>("many ties", ties, {{9000}});
   }
+  Shape between = team_rounds;  // many of one key, with larger ones between and behind them
+  between.different = 2;
+  between.peak_every = 2;
+  between.keep_ratio = 0.7;
+  right &= run<__half, 64, 1, true>("ties between larger keys", between, {{9000}});
   for (int thread_blocks : {4, 16}) {  // the end of the selection lies among the largest keys
     Shape peaks = team_rounds;
     peaks.team = thread_blocks;
