@@ -4,8 +4,8 @@
 
 #include "gpu_map.h"
 
-#include <cuda_runtime.h>
-
+#include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 #include <mutex>
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cluster.cuh"
+#include "launch.h"
 
 namespace trt_resa {
 namespace {
@@ -23,27 +24,34 @@ constexpr int kWordsApart = 2048 + 32;  // from one address to the next
 constexpr int kTries = 5;               // of which the shortest one counts
 constexpr int kAlone = 120 << 10;  // bytes of shared memory that no two thread blocks have room for
 constexpr float kClear = 0.5f;     // correlation
-constexpr int kLeast = 4;          // multiprocessors of a GPC: fewer hold no team
 
-// found[i]: where thread block i is.
-__global__ void find_multiprocessors(int32_t* found) {
-  if (threadIdx.x == 0) found[blockIdx.x] = cluster::multiprocessor();
+struct Finding {
+  int32_t* found;  // [thread blocks] where each is
+};
+
+__global__ void find_multiprocessors(const __grid_constant__ Finding f) {
+  if (threadIdx.x == 0) f.found[blockIdx.x] = cluster::multiprocessor();
 }
 
-// cycles [multiprocessors, kAddresses]; `words` are zeros.
-__global__ void time_atomics(uint32_t* words, int32_t* cycles, int multiprocessors) {
+struct Timing {
+  uint32_t* words;  // [kAddresses, kWordsApart] zeros
+  int32_t* cycles;  // [multiprocessors, kAddresses]
+  int multiprocessors;
+};
+
+__global__ void time_atomics(const __grid_constant__ Timing t) {
   const int own = cluster::multiprocessor();
-  if (threadIdx.x != 0 || own >= multiprocessors) return;
+  if (threadIdx.x != 0 || own >= t.multiprocessors) return;
   for (int i = 0; i < kAddresses; ++i) {
     const int address = (i + own * 7) % kAddresses;  // others are at another one
     int least = 0x7fffffff;
     for (int again = 0; again < kTries; ++again) {
       const int64_t start = clock64();
       // The branch waits for the value.
-      if (atomicAdd(words + address * kWordsApart, 0u) != 0) return;
+      if (atomicAdd(t.words + address * kWordsApart, 0u) != 0) return;
       least = min(least, static_cast<int>(clock64() - start));
     }
-    cycles[own * kAddresses + address] = least;
+    t.cycles[own * kAddresses + address] = least;
   }
 }
 
@@ -86,22 +94,13 @@ class Stream {
     note(cudaStreamSynchronize(stream_));
     return values;
   }
-  template <typename... Parameters, typename... Arguments>
-  void launch(void (*kernel)(Parameters...), int cluster_size, int clusters,
-              Arguments... arguments) {
+  template <typename Params>
+  void launch(void (*kernel)(Params), int cluster_size, int clusters, const Params& params) {
     note(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-    note(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kAlone));
-    cudaLaunchConfig_t config = {};
-    config.gridDim = static_cast<unsigned>(cluster_size * clusters);
-    config.blockDim = 32;
-    config.dynamicSmemBytes = kAlone;
-    config.stream = stream_;
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {static_cast<unsigned>(cluster_size), 1, 1};
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    if (ok_) note(cudaLaunchKernelEx(&config, kernel, arguments...));
+    if (!ok_) return;
+    const dim3 grid(static_cast<unsigned>(cluster_size * clusters));
+    ok_ = trt_resa::launch(kernel, grid, dim3(32), stream_, params,
+                           LaunchOptions{kAlone, false, cluster_size}) == TRT_RESA_OK;
   }
 
  private:
@@ -111,7 +110,7 @@ class Stream {
   std::vector<void*> memory_;
 };
 
-// For each multiprocessor the least one in the same GPC.
+// For each multiprocessor the least one in the same GPC; none where their numbers have gaps.
 std::vector<int> find_gpcs(Stream& stream, int multiprocessors) {
   std::vector<int> least(multiprocessors);
   std::iota(least.begin(), least.end(), 0);
@@ -119,8 +118,9 @@ std::vector<int> find_gpcs(Stream& stream, int multiprocessors) {
   // Of several sizes, so that clusters overlap those of other launches.
   for (int size = kMaxCluster; size > 1 && stream.ok(); --size) {
     const int clusters = 2 * multiprocessors / size;
-    stream.launch(find_multiprocessors, size, clusters, found);
+    stream.launch(find_multiprocessors, size, clusters, Finding{found});
     const std::vector<int32_t> at = stream.read(found, clusters * size);
+    if (*std::max_element(at.begin(), at.end()) >= multiprocessors) return {};
     for (int i = 0; i < clusters * size && stream.ok(); ++i) {
       const int a = least[at[i]], b = least[at[i / size * size]];
       for (int& other : least) {
@@ -139,7 +139,7 @@ std::map<int, Pattern> find_patterns(Stream& stream, const std::vector<int>& gpc
   const int multiprocessors = static_cast<int>(gpc_of.size());
   uint32_t* words = stream.zeros<uint32_t>(kAddresses * kWordsApart);
   int32_t* cycles = stream.zeros<int32_t>(multiprocessors * kAddresses);
-  stream.launch(time_atomics, 1, multiprocessors, words, cycles, multiprocessors);
+  stream.launch(time_atomics, 1, multiprocessors, Timing{words, cycles, multiprocessors});
   const std::vector<int32_t> times = stream.read(cycles, multiprocessors * kAddresses);
   std::map<int, Pattern> sums;
   std::map<int, int> counts;
@@ -173,6 +173,7 @@ GpuMap measure(int multiprocessors) {
   if (multiprocessors > kMaxMultiprocessors) return {};
   Stream stream;
   const std::vector<int> gpc_of = find_gpcs(stream, multiprocessors);
+  if (gpc_of.empty()) return {};
   const std::map<int, Pattern> patterns = find_patterns(stream, gpc_of);
   if (!stream.ok() || patterns.empty()) return {};
   std::map<int, int> sizes;
@@ -184,7 +185,7 @@ GpuMap measure(int multiprocessors) {
     if (!(std::fabs(like_first) > kClear)) return {};
     const int half = like_first > 0 ? 0 : 1;
     numbers[gpc] = half * kGpcsOfHalf + in_half[half] % kGpcsOfHalf;
-    if (sizes[gpc] >= kLeast) ++in_half[half];
+    if (sizes[gpc] >= kLeastOfGpc) ++in_half[half];
   }
   if (in_half[0] == 0 || in_half[1] == 0) return {};
   GpuMap map;

@@ -5,19 +5,19 @@
 // through a link, so that clusters read fastest if they lie in both halves.
 #pragma once
 
-#include <array>
 #include <cstdint>
 
 namespace trt_resa {
 
 constexpr int kMaxMultiprocessors = 256;
 constexpr int kGpcsOfHalf = 4;
+constexpr int kLeastOfGpc = 4;  // multiprocessors: smaller groups do not count as GPCs
 
 struct GpuMap {
   // The GPC of each multiprocessor: 0 to 3 lie in one half, 4 to 7 in the other.
-  std::array<uint8_t, kMaxMultiprocessors> gpc = {};
+  uint8_t gpc[kMaxMultiprocessors] = {};
   int multiprocessors = 0;  // of which that is known: all or none
-  int gpcs = 0;             // that have room for a team
+  int gpcs = 0;
 };
 
 // Of the current device. The first call for a device takes some milliseconds, in which it launches

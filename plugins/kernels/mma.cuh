@@ -72,12 +72,11 @@ constexpr int kLineBytes = 128;
 __device__ inline void prefetch_line(const void* line) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(line));
 }
-// What is in the line is lost, and need not be written to memory.
 // The same of a multiple of 16 bytes; since compute capability 9.0.
 __device__ inline void prefetch_bytes(const void* bytes, int count) {
   asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(bytes), "r"(count) : "memory");
 }
-
+// What is in the line is lost, and need not be written to memory.
 __device__ inline void discard_line(void* line) {
   asm volatile("discard.global.L2 [%0], 128;" ::"l"(line) : "memory");
 }

@@ -42,12 +42,17 @@ TRT_RESA_HOST_DEVICE constexpr int row_words(int32_t roles) {
   return kHistogramWord + ((roles & kSelect) != 0 ? kBins : 0);
 }
 
-// Where clusters take rows.
+// Where clusters take rows: as evenly as is known.
 struct Placement {
-  uint8_t gpc[kMaxMultiprocessors];  // see GpuMap
-  int32_t per_gpc;                   // rows, as far as enough clusters lie elsewhere
+  GpuMap map;
+  int32_t per_gpc;  // rows, as far as enough clusters lie elsewhere
   int32_t per_half;
 };
+
+inline Placement place_rows(const GpuMap& map, int rows) {
+  if (map.gpcs == 0) return {map, rows, rows};
+  return {map, (rows + map.gpcs - 1) / map.gpcs, (rows + 1) / 2};
+}
 
 struct Args {
   trt_resa_kv_append_params append;

@@ -1,8 +1,6 @@
 // Launching the kernel of the sparse step.
 #pragma once
 
-#include <algorithm>
-
 #include "gpu_map.h"
 #include "launch.h"
 #include "sparse_kernel.cuh"
@@ -59,13 +57,7 @@ int32_t launch_kernel(const Args& args, void* stream) {
     const TeamGrid teams = find_teams<C>(args, kSharedBytes);
     if (teams.size > 1) {
       Args placed = args;
-      const GpuMap& map = gpu_map();
-      if (map.gpcs > 0) {
-        std::copy(map.gpc.begin(), map.gpc.end(), placed.placement.gpc);
-        const int rows = args.batch_size * args.kv_heads;
-        placed.placement.per_gpc = (rows + map.gpcs - 1) / map.gpcs;
-        placed.placement.per_half = (rows + 1) / 2;
-      }
+      placed.placement = place_rows(gpu_map(), args.batch_size * args.kv_heads);
       return launch(sparse_kernel<C>, dim3(static_cast<unsigned>(teams.size * teams.clusters)),
                     dim3(C::kThreads), stream, placed,
                     LaunchOptions{kSharedBytes, true, teams.size});

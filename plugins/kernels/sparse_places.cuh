@@ -11,11 +11,11 @@
 namespace trt_resa {
 namespace sparse {
 
-// How many rows are taken after so many draws in the four GPCs of a half, a byte each.
+// How many rows are taken after so many draws in the GPCs of a half, a byte each.
 __device__ inline int taken_of_half(const Placement& p, uint32_t drawn) {
   int taken = 0;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < kGpcsOfHalf; ++i) {
     taken += min(static_cast<int>(drawn >> 8 * i & 0xff), p.per_gpc);
   }
   return min(taken, p.per_half);
@@ -25,11 +25,11 @@ __device__ inline int taken_of_half(const Placement& p, uint32_t drawn) {
 // all have, the counter is zero again.
 __device__ inline int draw_row(const Placement& p, unsigned long long* counter, int rows) {
   const int multiprocessor = cluster::multiprocessor();
-  const int gpc = multiprocessor < kMaxMultiprocessors ? p.gpc[multiprocessor] : 0;
+  const int gpc = multiprocessor < kMaxMultiprocessors ? p.map.gpc[multiprocessor] : 0;
   const auto before = atomicAdd(counter, 1ull << 8 * gpc);
   int drawn = 0;
 #pragma unroll
-  for (int i = 0; i < 8; ++i) drawn += static_cast<int>(before >> 8 * i & 0xff);
+  for (int i = 0; i < 2 * kGpcsOfHalf; ++i) drawn += static_cast<int>(before >> 8 * i & 0xff);
   const int left = cluster::count() - drawn - 1;  // clusters that draw after this one
   if (left == 0) {
     *counter = 0;
@@ -37,7 +37,7 @@ __device__ inline int draw_row(const Placement& p, unsigned long long* counter, 
   }
   const auto taken = [&](unsigned long long draws) {
     return min(taken_of_half(p, static_cast<uint32_t>(draws)) +
-                   taken_of_half(p, static_cast<uint32_t>(draws >> 32)),
+                   taken_of_half(p, static_cast<uint32_t>(draws >> 8 * kGpcsOfHalf)),
                rows);
   };
   // Where too few are left to come, one is taken in any place.

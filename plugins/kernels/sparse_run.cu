@@ -64,8 +64,6 @@ Sizes carve(Args& args, void* workspace, void* counters) {
   counted.take(args.counters.draws, 1);
   counted.take(args.counters.rows, rows * row_words(args.roles));
 
-  args.placement.per_gpc = args.placement.per_half = static_cast<int32_t>(rows);
-
   Carver scratch(workspace);
   args.group = args.q_heads / args.kv_heads;
   args.block_shift = args.block_size == 16 ? 4 : args.block_size == 32 ? 5 : 6;

@@ -14,6 +14,7 @@ namespace sparse {
 constexpr int kMinTeamShift = 2;
 constexpr int kMinTeam =
     1 << kMinTeamShift;  // ranks whose counts or results are added up at a time
+static_assert(kMinTeam >= kLeastOfGpc);
 constexpr int kMaxTeam = 16;
 constexpr int kTeamBins = 512;           // of the histograms that a team adds up, see FirstBins
 constexpr int kMaxRivals = 256;          // that are compared with one another,
@@ -190,8 +191,6 @@ struct RankKeys {
 // when lengths have been asked for.
 template <typename Drawn>
 __device__ bool suits_teams(const Args& a, int size, Drawn&& drawn, TeamRow& row) {
-  const int lane = lane_index();
-  int query_row = 0;
   if (a.batch_size == 1) {
     row.seq = 0;
     row.kv_len = usable_length(a, 0, &row.query_row);
@@ -200,6 +199,8 @@ __device__ bool suits_teams(const Args& a, int size, Drawn&& drawn, TeamRow& row
     row.kv_head = drawn();
     return row.blocks <= size * kTeamBlocks && row.wanted <= size * kTeamSelected;
   }
+  const int lane = lane_index();
+  int query_row = 0;
   const int kv_len = lane < a.batch_size ? usable_length(a, lane, &query_row) : 0;
   const int blocks = blocks_of(a, kv_len);
   const int wanted = wanted_of(a, kv_len);

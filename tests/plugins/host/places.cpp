@@ -17,8 +17,8 @@ int pick(int below) {
   return static_cast<int>(random_bits() % static_cast<unsigned>(below));
 }
 
-// Clusters, of which the i-th lies in GPC gpcs[i]; returns the rows of each half, or -1 for a
-// fault.
+// Draws for clusters of which the i-th lies in GPC gpcs[i]; returns how many rows are taken in the
+// first half, or -1 for a fault.
 int draw(const Placement& placement, int rows, const std::vector<int>& gpcs) {
   gridDim.x = static_cast<unsigned>(gpcs.size());
   unsigned long long counter = 0;
@@ -36,13 +36,12 @@ int draw(const Placement& placement, int rows, const std::vector<int>& gpcs) {
 }
 
 bool check(int rows, int clusters, bool knows_places) {
-  Placement placement = {};
-  placement.per_gpc = placement.per_half = rows;
+  trt_resa::GpuMap map;
   if (knows_places) {
-    for (int i = 0; i < trt_resa::kMaxMultiprocessors; ++i) placement.gpc[i] = i % 8;
-    placement.per_gpc = (rows + 7) / 8;
-    placement.per_half = (rows + 1) / 2;
+    for (int i = 0; i < trt_resa::kMaxMultiprocessors; ++i) map.gpc[i] = i % 8;
+    map.gpcs = 8;
   }
+  const Placement placement = place_rows(map, rows);
   std::vector<int> gpcs;
   for (int i = 0; i < clusters; ++i) gpcs.push_back(pick(8));
   // As many as are needed in every GPC, before others.

@@ -117,9 +117,10 @@ class Case : CaseData<T, kHeadDim> {
     carve(a, workspace.data(), counters.data());
 
     const int rows = a.batch_size * a.kv_heads;
-    for (int i = 0; i < trt_resa::kMaxMultiprocessors; ++i) a.placement.gpc[i] = i * 3 % 8;
-    a.placement.per_gpc = (rows + 7) / 8;
-    a.placement.per_half = (rows + 1) / 2;
+    trt_resa::GpuMap map;
+    for (int i = 0; i < trt_resa::kMaxMultiprocessors; ++i) map.gpc[i] = i * 3 % 8;
+    map.gpcs = 8;
+    a.placement = place_rows(map, rows);
 
     const auto before = kv_;
     using Shared = typename C::Shared;
