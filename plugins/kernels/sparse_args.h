@@ -92,7 +92,7 @@ struct Args {
   int32_t sink_blocks;
   int32_t dense_below;
   int32_t dtype;
-  int32_t settled;     // 0: the kernel before may be zeroing the counters
+  int32_t settled;     // 0: the kernel before may write anything; else see trt_resa/sparse_step.h
   int32_t key_pitch;   // blocks
   int32_t term_pitch;  // heads
   int32_t sum_pitch;   // score items

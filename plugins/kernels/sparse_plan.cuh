@@ -79,17 +79,28 @@ __device__ __forceinline__ int64_t rows_to_value(const Args& a) {
   return static_cast<int64_t>(a.kv_heads) * a.block_size;
 }
 
-// Tokens of a sequence in this launch; 0 where it has no row, no token or an impossible length.
-__device__ inline int usable_length(const Args& a, int seq, int* query_row) {
-  *query_row = seq;
-  const int kv_len = a.kv_lens[seq];
-  if (a.cu_query_lens != nullptr) {
-    *query_row = a.cu_query_lens[seq];
-    const int rows = a.cu_query_lens[seq + 1] - *query_row;
-    if (rows != 1 || *query_row < 0 || *query_row >= a.append.num_rows) return 0;
+// What a sequence has in this launch, as the arrays say.
+struct SequenceLength {
+  int kv_len;
+  int query_row;
+  int end_row;
+
+  // Nothing waits for what is loaded yet.
+  __device__ SequenceLength(const Args& a, int seq)
+      : kv_len(a.kv_lens[seq]), query_row(seq), end_row(seq + 1) {
+    if (a.cu_query_lens == nullptr) return;
+    query_row = a.cu_query_lens[seq];
+    end_row = a.cu_query_lens[seq + 1];
   }
-  return kv_len > 0 && kv_len <= a.max_tokens ? kv_len : 0;
-}
+
+  // Tokens; 0 where there is no row, no token or an impossible length.
+  __device__ int usable(const Args& a) const {
+    const bool has_row =
+        a.cu_query_lens == nullptr ||
+        (end_row == query_row + 1 && query_row >= 0 && query_row < a.append.num_rows);
+    return has_row && kv_len > 0 && kv_len <= a.max_tokens ? kv_len : 0;
+  }
+};
 
 __device__ __forceinline__ int32_t* row_counters(const Args& a, int row) {
   return a.counters.rows + static_cast<int64_t>(row) * row_words(a.roles);
@@ -159,13 +170,13 @@ inline __device__ void make_plan(const Args& a, int round_blocks, Plan& plan) {
   int amount = 0, all = 0;
 #pragma unroll 1
   for (int seq = lane; seq < a.batch_size; seq += 32) {
-    int query_row;
-    const int kv_len = usable_length(a, seq, &query_row);
+    const SequenceLength length(a, seq);
+    const int kv_len = length.usable(a);
     const int blocks = blocks_of(a, kv_len);
     const int selected = selected_of(a, seq, kv_len);
     if (!scores) {
       plan.kv_len[seq] = kv_len;
-      plan.query_row[seq] = query_row;
+      plan.query_row[seq] = length.query_row;
       plan.selected[seq] = selected;
       // A sequence has a part even where it sees nothing, and a row of zeros then.
       amount = kv_len == 0 ? 0 : max(selected * tiles_per_block, 1);

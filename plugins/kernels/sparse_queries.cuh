@@ -22,7 +22,7 @@ struct Held {
   int rope_of = -1;  // sequence whose position the RoPE table is for
 };
 
-// The queries of one KV head's group. All threads call `load`, then `stage`.
+// The queries of one KV head's group. All threads call `prepare`, `load`, `stage`.
 template <typename T, int kHeadDim, int kHeadTiles, int kWarps>
 class GroupQueries {
   using L = append::Layout<kHeadDim>;
@@ -30,33 +30,36 @@ class GroupQueries {
 
  public:
   // `row` is the sequence's row.
-  __device__ GroupQueries(const Args& a, int row, int kv_head)
-      : a_(a), row_(row), appends_((a.roles & kAppend) != 0) {
-    const int heads = appends_ ? a.q_heads + 2 * a.kv_heads : a.q_heads;
-    source_ =
-        static_cast<const T*>(appends_ ? a.append.qkv : a.q) +
-        static_cast<uint64_t>(static_cast<uint32_t>(row * heads + kv_head * a.group)) * kHeadDim +
-        column();
-  }
+  __device__ GroupQueries(const Args& a, int row)
+      : a_(a), row_(row), appends_((a.roles & kAppend) != 0) {}
 
-  // Starts the loads. What is copied after them waits behind them, not before.
-  __device__ void load(int seq, const append::RopeTable<kHeadDim, 1>& table, Held& held) {
+  // Starts the loads of what is needed beside the queries.
+  __device__ void prepare(int seq, const append::RopeTable<kHeadDim, 1>& table, Held& held) {
     const append::Params& p = a_.append;
     norms_ = appends_ && p.q_norm != nullptr;
     rotates_ = appends_ && p.rotary_dim > 0;
     if (norms_ && has_vec()) {
       norm_weight_ = Vec<T>::load(static_cast<const T*>(p.q_norm) + column());
     }
-#pragma unroll
-    for (int i = 0; i < kRounds; ++i) {
-      if (head(i) < a_.group && has_vec()) {
-        loaded_[i] = Vec<T>::load(source_ + head(i) * kHeadDim);
-      }
-    }
     fills_ = rotates_ && held.rope_of != seq;
     if (fills_) {
       held.rope_of = seq;
       angle_ = table.load(p, row_);
+    }
+  }
+
+  // Starts the queries' loads. What is copied after them waits behind them, not before.
+  __device__ void load(int kv_head) {
+    const int heads = appends_ ? a_.q_heads + 2 * a_.kv_heads : a_.q_heads;
+    const T* source =
+        static_cast<const T*>(appends_ ? a_.append.qkv : a_.q) +
+        static_cast<uint64_t>(static_cast<uint32_t>(row_ * heads + kv_head * a_.group)) * kHeadDim +
+        column();
+#pragma unroll
+    for (int i = 0; i < kRounds; ++i) {
+      if (head(i) < a_.group && has_vec()) {
+        loaded_[i] = Vec<T>::load(source + head(i) * kHeadDim);
+      }
     }
   }
 
@@ -90,7 +93,6 @@ class GroupQueries {
   bool rotates_ = false;
   bool fills_ = false;
   typename append::RopeTable<kHeadDim, 1>::Loaded angle_;
-  const T* source_;
   Vec<T> norm_weight_;
   Vec<T> loaded_[kRounds];
 };

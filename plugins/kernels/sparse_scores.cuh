@@ -41,7 +41,8 @@ __device__ __forceinline__ Vec<T> scaled_squares(const Vec<T>& x) {
 }
 
 // kRingBudget: bytes of shared memory for the summaries that are on their way. A warp scores eight
-// blocks per round, four lanes per block; a lane's vectors of a row are 32 elements apart.
+// blocks per round, four lanes per block; a lane's vectors of a row are 32 elements apart. A copy
+// of a warp touches few lines: it takes as long as there are of these, some 1.2 cycles each.
 template <int kHeadDim_, int kHeadTiles_, int kWarps_, int kRingBudget>
 struct ScoreShape {
   static constexpr int kHeadDim = kHeadDim_;
@@ -63,6 +64,26 @@ struct ScoreShape {
   static constexpr int kFitting = kRingBudget / kStageBytes;
   static constexpr int kStages = kFitting > 8 ? 8 : kFitting;
   static_assert(kStages >= 3 && kVecs % kStageVecs == 0 && kHeadDim % (4 * kVecSize) == 0);
+
+  // Of a block in a stage: its minima, and behind them its maxima.
+  static constexpr int kBlockBytes = 2 * 4 * kStageVecs * 16;
+  // What lanes copy at a time that follow one another: a line, where so much lies side by side.
+  static constexpr int kPieceLanes = kStagesPerRound == 1 || kStageVecs % 2 == 0 ? 8 : 4;
+  static constexpr int kPieceBytes = kPieceLanes * 16;
+  static constexpr int kPieces = kBlockBytes / kPieceBytes;  // of a block
+  static constexpr int kCopied = 32 / kPieceLanes;           // blocks, by a copy of a warp
+  // Halves of lines are exchanged in every other block: what eight lanes read lies in as many
+  // banks.
+  static constexpr int kSkew = kPieceLanes == 8 ? 64 : 0;
+
+  // Elements from a block's first one to a piece, of the `part`-th stage of a round.
+  static __device__ constexpr int piece_begin(int piece, int part) {
+    constexpr int kElements = kPieceBytes / 2;
+    if (kStagesPerRound == 1) return piece * kElements;
+    constexpr int kHalf = kPieces / 2;
+    return piece / kHalf * kHeadDim + part * (kStageVecs * 4 * kVecSize) +
+           piece % kHalf * kElements;
+  }
 };
 
 // The queries of a group as the right side of products: of head tile t and the lane's j-th vector.
@@ -92,16 +113,15 @@ struct ScoreQueries {
 // What one thread block scores: blocks [begin, end) of a row of `blocks`.
 struct ScoreRange {
   int seq;
-  int kv_head;
   int blocks;
   int begin;
   int end;
   int rounds;  // that cover it
 };
 
-// Scores a range: each warp goes through its rounds of kPerWarp blocks, which follow one another. A
-// lane reads back from shared memory what it brought there itself: vectors of the minima and of the
-// maxima of one block, whose elements it gives to the products.
+// Scores a range: each warp goes through its rounds of kPerWarp blocks, which follow one another.
+// Of what it brings to shared memory a lane gives vectors of the minima and of the maxima of one
+// block to the products.
 template <typename T, typename Shape>
 class ScoreItem {
   static constexpr int kHeadDim = Shape::kHeadDim;
@@ -112,19 +132,29 @@ class ScoreItem {
         rounds_(range.rounds),
         scored_end_(min(range.end, range.blocks - a.local_blocks)),
         table_(table_of(a, range.seq)) {
-    const int warp = warp_index(), lane = lane_index();
+    const int lane = lane_index(), column = lane % Shape::kPieceLanes;
     first_ = range.begin + own_first();
-    summaries_ = keep_in_register(pool<const T>(a.summary, a.append.indirect) +
-                                  range.kv_head * 2 * kHeadDim + lane % 4 * kVecSize);
+    summaries_ = pool<const T>(a.summary, a.append.indirect) + column * kVecSize;
     stride_ = keep_in_register(static_cast<uint32_t>(a.kv_heads * 2 * kHeadDim));
-    ring_ = static_cast<char*>(ring) + (warp * Shape::kStageVecs * 2 * 32 + lane) * 16;
+    ring_ = static_cast<char*>(ring) + warp_index() * (Shape::kPerWarp * Shape::kBlockBytes);
+    const int copied = lane / Shape::kPieceLanes, read = lane / 4;
+    target_ = copied * Shape::kBlockBytes + (column * 16 ^ copied % 2 * Shape::kSkew);
+    source_ = read * Shape::kBlockBytes + lane % 4 * 16 + read % 2 * Shape::kSkew;
+    odd_ = -2 * (read % 2 * Shape::kSkew);
     next_entries_ = rounds_ > 0 ? look_up(first_) : -1;
   }
 
-  // Starts the first copies.
-  __device__ void begin() {
+  // Starts the first copies, of the summaries of this head.
+  __device__ void begin(int kv_head) {
+    summaries_ = keep_in_register(summaries_ + kv_head * 2 * kHeadDim);
+    start(0);
+  }
+
+  // Starts as many as there is room for. Warps wait until their copies have been taken, so that
+  // what is needed before comes first.
+  __device__ void go_on() {
 #pragma unroll 1
-    for (int i = 0; i < Shape::kStages - 1; ++i) start(i);
+    for (int i = 1; i < Shape::kStages - 1; ++i) start(i);
   }
 
   // Writes the terms of block i of the range to `terms` [i, term_pitch], and each head's sum of
@@ -147,6 +177,7 @@ class ScoreItem {
       for (int part = 0; part < Shape::kStagesPerRound; ++part) {
         const int i = round * Shape::kStagesPerRound + part;
         cp_async_wait<Shape::kStages - 2>();
+        __syncwarp();
         multiply(i, part, q, ends, spread);
         start(i + Shape::kStages - 1);
       }
@@ -205,26 +236,27 @@ class ScoreItem {
     if (begins) readable_ <<= 1;
     if (round < rounds_) {
       const int begin = round * Shape::kPerWarp;
-      if (begins) {
-        if (begin % 32 == 0) {
-          entries_ = next_entries_;
-          next_entries_ =
-              begin + 32 < rounds_ * Shape::kPerWarp ? look_up(first_ + begin + 32) : -1;
-        }
-        entry_ = __shfl_sync(append::kAllLanes, entries_, begin % 32 + lane_index() / 4);
+      if (begins && begin % 32 == 0) {
+        entries_ = next_entries_;
+        next_entries_ = begin + 32 < rounds_ * Shape::kPerWarp ? look_up(first_ + begin + 32) : -1;
       }
-      const bool usable = is_pool_block(a_, entry_);
-      const T* summary = summaries_ +
-                         static_cast<uint64_t>(static_cast<uint32_t>(entry_)) * stride_ +
-                         i % Shape::kStagesPerRound * (Shape::kStageVecs * 4 * kVecSize);
-      const uint32_t target = opaque_address(shared_address(stage(i)));
+      const auto entry_of = [&](int block) {
+        return __shfl_sync(append::kAllLanes, entries_, begin % 32 + block);
+      };
+      if (begins && is_pool_block(a_, entry_of(lane_index() / 4))) readable_ |= 1;
+      const uint32_t target = opaque_address(shared_address(stage(i)) + target_);
 #pragma unroll
-      for (int j = 0; j < Shape::kStageVecs; ++j) {
-        cp_async_16_once(target + 2 * j * 32 * 16, summary + j * 4 * kVecSize, usable);
-        cp_async_16_once(target + (2 * j + 1) * 32 * 16, summary + kHeadDim + j * 4 * kVecSize,
-                         usable);
+      for (int block = 0; block < Shape::kPerWarp; block += Shape::kCopied) {
+        const int entry = entry_of(block + lane_index() / Shape::kPieceLanes);
+        const bool usable = is_pool_block(a_, entry);
+        const T* summary =
+            summaries_ + static_cast<uint64_t>(static_cast<uint32_t>(entry)) * stride_;
+#pragma unroll
+        for (int piece = 0; piece < Shape::kPieces; ++piece) {
+          cp_async_16_once(target + block * Shape::kBlockBytes + piece * Shape::kPieceBytes,
+                           summary + Shape::piece_begin(piece, i % Shape::kStagesPerRound), usable);
+        }
       }
-      if (begins && usable) readable_ |= 1;
     }
     cp_async_commit();
   }
@@ -233,11 +265,15 @@ class ScoreItem {
   __device__ void multiply(int i, int part, const ScoreQueries<T, Shape>& q,
                            float (&ends)[Shape::kHeadTiles][4],
                            float (&spread)[Shape::kHeadTiles][4]) const {
-    const T* summaries = reinterpret_cast<const T*>(stage(i));
+    const char* even = stage(i) + source_;
+    const char* odd = even + odd_;
+    const auto vec = [&](int j) {
+      return Vec<T>::load(reinterpret_cast<const T*>((j % 2 == 0 ? even : odd) + j * 64));
+    };
 #pragma unroll
     for (int j = 0; j < Shape::kStageVecs; ++j) {
-      const auto low = Vec<T>::load(summaries + 2 * j * 32 * kVecSize);
-      const auto high = Vec<T>::load(summaries + (2 * j + 1) * 32 * kVecSize);
+      const auto low = vec(j);
+      const auto high = vec(Shape::kStageVecs + j);
       Vec<T> squares;
 #pragma unroll
       for (int k = 0; k < kVecSize / 2; ++k) {
@@ -265,12 +301,14 @@ class ScoreItem {
   int scored_end_;         // blocks from here on are forced, or beyond the range
   int first_;              // block of the warp
   const int32_t* table_;   // of the sequence
-  const T* summaries_;     // of the KV head, at this lane's first column
+  const T* summaries_;     // of the KV head, at the first column that this lane copies
   uint32_t stride_;        // from one block's to the next one's
-  char* ring_;             // this lane's place in the first stage
+  char* ring_;             // the warp's part of the first stage
+  int target_;             // there, bytes: where this lane copies to,
+  int source_;             // where it reads its first vector,
+  int odd_;                // and how far behind every other one is shifted
   int entries_ = -1;       // lane l: of the l-th of 32 blocks
   int next_entries_;       // and of those behind them
-  int entry_ = -1;         // of this lane's block in the round whose copies were started last
   uint32_t readable_ = 0;  // a bit for each round started, the last one lowest
 };
 

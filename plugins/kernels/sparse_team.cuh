@@ -47,8 +47,9 @@ class Team {
         size_shift_(cluster::size_log2()),
         rank_(cluster::rank()) {}
 
-  // Before anything else. Allows the next kernel, which may draw when this one has.
-  __device__ void start() {
+  // Does what is this thread block's, or nothing and returns false. Allows the next kernel when the
+  // cluster has drawn: that one may draw then.
+  __device__ bool run(append::RopeTable<kHeadDim, 1>& rope, T* staged) {
     if (a_.settled == 0) wait_for_previous_kernel();
     if (threadIdx.x == 0) {
       cluster::make_barrier(s_.placed, 1);
@@ -77,30 +78,34 @@ class Team {
       __syncwarp();
       allow_next_kernel();
     }
-  }
-
-  // Does what is this thread block's, or nothing and returns false.
-  __device__ bool run(append::RopeTable<kHeadDim, 1>& rope, T* staged) {
+    const SequenceLength length(a_, TeamLengths::seq_of_lane(a_));
     if (!draws()) cluster::wait();
-    wait_for_previous_kernel();
-    int index;
-    const auto drawn = [&] {
-      cluster::wait_for(s_.placed, 0);
-      index = s_.row;
-      return max(index, 0);
-    };
-    const bool suits = suits_teams(a_, size_, drawn, row_);
-    if (suits && index >= 0 && row_.kv_len > 0) do_row(rope, staged);
-    if (suits && index == 0 && rank_ == 0) write_counts();
-    return suits;
+    const TeamLengths lengths(a_, length);
+    if (!lengths.suit_teams(size_)) {
+      drawn();
+      return false;
+    }
+    do_row(lengths, rope, staged);
+    if (row_.row(a_) == 0 && rank_ == 0) write_counts();
+    return true;
   }
 
  private:
   // This warp, for its cluster.
   __device__ bool draws() const { return rank_ == 0 && threadIdx.x >= kThreads - 32; }
 
+  // The index of this cluster's row, or -1.
+  __device__ int drawn() const {
+    cluster::wait_for(s_.placed, 0);
+    return s_.row;
+  }
+
   // All that others send here is waited for, so that the thread block may end.
-  __device__ void do_row(append::RopeTable<kHeadDim, 1>& rope, T* staged) {
+  __device__ void do_row(const TeamLengths& lengths, append::RopeTable<kHeadDim, 1>& rope,
+                         T* staged) {
+    // A sequence alone is known before the row.
+    const bool is_alone = a_.batch_size == 1;
+    row_ = lengths.row(is_alone ? 0 : drawn());
     row_.begin = row_.share(row_.blocks, rank_, size_shift_);
     row_.end = row_.share(row_.blocks, rank_ + 1, size_shift_);
     const int quota = row_.quota(rank_, size_shift_);
@@ -110,26 +115,32 @@ class Team {
 
     // Who has no blocks says so too: a round of none leaves sums of nothing.
     ScoreItem<T, Score> score(a_,
-                              {row_.seq, row_.kv_head, row_.blocks, row_.begin, row_.end,
+                              {row_.seq, row_.blocks, row_.begin, row_.end,
                                scores ? div_up(max(own, 1), Score::kPerRound) : 0},
                               s_.summaries);
-    GroupQueries<T, kHeadDim, Shape::kHeadTiles, kWarps> queries(a_, row_.query_row, row_.kv_head);
+    GroupQueries<T, kHeadDim, Shape::kHeadTiles, kWarps> queries(a_, row_.query_row);
     Held held;
-    if (scores || attends) queries.load(row_.seq, rope, held);
-    score.begin();
-    if (scores || attends) queries.stage(rope, staged);
-    // The last block is the last rank's own, and forced: that one attends to it.
-    const bool appends = (a_.roles & kAppend) != 0 && rank_ == size_ - 1;
-    NewToken<T, kHeadDim, kWarps> token(a_, appends, row_.query_row, row_.kv_len, row_.kv_head);
-    token.load(table());
-    TeamSearch<Shape> search(s_, size_, rank_, a_.group, row_.blocks);
-    if (scores) {
+    if ((scores || attends) && row_.kv_len > 0) queries.prepare(row_.seq, rope, held);
+    if (is_alone) row_.kv_head = drawn();
+    const bool is_taken = row_.kv_head >= 0 && row_.kv_len > 0;
+    if (is_taken && scores) {
       const int32_t* pool_blocks = table() + row_.begin;
 #pragma unroll 1
       for (int i = threadIdx.x; i < own; i += kThreads) {
         cp_async_4(shared_address(s_.pool_blocks + i), pool_blocks + i);
       }
     }
+    wait_for_previous_kernel();
+    if (!is_taken) return;
+    if (scores || attends) queries.load(row_.kv_head);
+    score.begin(row_.kv_head);
+    if (scores || attends) queries.stage(rope, staged);
+    score.go_on();
+    // The last block is the last rank's own, and forced: that one attends to it.
+    const bool appends = (a_.roles & kAppend) != 0 && rank_ == size_ - 1;
+    NewToken<T, kHeadDim, kWarps> token(a_, appends, row_.query_row, row_.kv_len, row_.kv_head);
+    token.load(table());
+    TeamSearch<Shape> search(s_, size_, rank_, a_.group, row_.blocks);
     float* terms = terms_of(own);
     score.finish(staged, terms, s_.of_warps);
     cp_async_wait<0>();
@@ -281,8 +292,7 @@ class Team {
   __device__ void write_counts() const {
     if (a_.counts == nullptr || threadIdx.x >= a_.batch_size) return;
     const int seq = static_cast<int>(threadIdx.x);
-    int query_row;
-    a_.counts[seq] = selected_of(a_, seq, usable_length(a_, seq, &query_row));
+    a_.counts[seq] = selected_of(a_, seq, SequenceLength(a_, seq).usable(a_));
   }
 
   const Args& a_;

@@ -163,8 +163,8 @@ struct TeamRow {
   int query_row;
   int blocks;
   int wanted;
-  int begin;  // own blocks
-  int end;
+  int begin = 0;  // own blocks
+  int end = 0;
 
   __device__ int64_t row(const Args& a) const {
     return static_cast<int64_t>(seq) * a.kv_heads + kv_head;
@@ -185,41 +185,52 @@ struct RankKeys {
   int inside;
 };
 
-// Whether every row is to have a team of its own. A team that is done waits for the longest one, so
-// that rows of unlike lengths are better divided as items; and it holds a limited number of blocks.
-// Each warp finds the same; `row` is what it finds of the row that `drawn` returns, which is called
-// when lengths have been asked for.
-template <typename Drawn>
-__device__ bool suits_teams(const Args& a, int size, Drawn&& drawn, TeamRow& row) {
-  if (a.batch_size == 1) {
-    row.seq = 0;
-    row.kv_len = usable_length(a, 0, &row.query_row);
-    row.blocks = blocks_of(a, row.kv_len);
-    row.wanted = wanted_of(a, row.kv_len);
-    row.kv_head = drawn();
-    return row.blocks <= size * kTeamBlocks && row.wanted <= size * kTeamSelected;
+// The lengths of all sequences, of which there are 32 at most: each warp has them all.
+class TeamLengths {
+ public:
+  // The sequence whose length this lane knows: the last one where there is none of its own.
+  static __device__ int seq_of_lane(const Args& a) { return min(lane_index(), a.batch_size - 1); }
+
+  // `length` is that sequence's.
+  __device__ TeamLengths(const Args& a, const SequenceLength& length)
+      : a_(a),
+        query_row_(length.query_row),
+        kv_len_(length.usable(a)),
+        blocks_(blocks_of(a, kv_len_)),
+        wanted_(wanted_of(a, kv_len_)) {}
+
+  // Whether every row is to have a team of its own. A team that is done waits for the longest one,
+  // so that rows of unlike lengths are better divided as items; and it holds a limited number of
+  // blocks.
+  __device__ bool suit_teams(int size) const {
+    if (a_.batch_size == 1) return blocks_ <= size * kTeamBlocks && wanted_ <= size * kTeamSelected;
+    const int longest = __reduce_max_sync(0xffffffffu, blocks_);
+    const int most = __reduce_max_sync(0xffffffffu, wanted_);
+    const int own = lane_index() < a_.batch_size ? blocks_ : 0;
+    const int idle = longest * a_.batch_size - warp_sum(own);
+    // The time that teams would wait, as bytes: of summaries, and of an eighth of K and V.
+    const float bytes = static_cast<float>(idle) * static_cast<float>(a_.block_size + 8) *
+                        static_cast<float>(a_.kv_heads * a_.head_dim) * 0.5f;
+    return longest <= size * kTeamBlocks && most <= size * kTeamSelected && bytes <= kIdleBytes;
   }
-  const int lane = lane_index();
-  int query_row = 0;
-  const int kv_len = lane < a.batch_size ? usable_length(a, lane, &query_row) : 0;
-  const int blocks = blocks_of(a, kv_len);
-  const int wanted = wanted_of(a, kv_len);
-  const int longest = __reduce_max_sync(0xffffffffu, blocks);
-  const int most = __reduce_max_sync(0xffffffffu, wanted);
-  const int idle = longest * a.batch_size - warp_sum(blocks);
-  // The time that teams would wait, as bytes: of summaries, and of an eighth of K and V.
-  const float bytes = static_cast<float>(idle) * static_cast<float>(a.block_size + 8) *
-                      static_cast<float>(a.kv_heads * a.head_dim) * 0.5f;
-  row.seq = 0;
-  row.kv_head = drawn();
+
+  // The row of this index, below 0 as the first.
+  __device__ TeamRow row(int index) const {
+    if (a_.batch_size == 1) return {0, index, kv_len_, query_row_, blocks_, wanted_};
+    int seq = 0;
 #pragma unroll 1
-  for (; row.kv_head >= a.kv_heads; ++row.seq) row.kv_head -= a.kv_heads;
-  row.kv_len = __shfl_sync(0xffffffffu, kv_len, row.seq);
-  row.query_row = __shfl_sync(0xffffffffu, query_row, row.seq);
-  row.blocks = __shfl_sync(0xffffffffu, blocks, row.seq);
-  row.wanted = __shfl_sync(0xffffffffu, wanted, row.seq);
-  return longest <= size * kTeamBlocks && most <= size * kTeamSelected && bytes <= kIdleBytes;
-}
+    for (; index >= a_.kv_heads; ++seq) index -= a_.kv_heads;
+    const auto of_seq = [&](int value) { return __shfl_sync(0xffffffffu, value, seq); };
+    return {seq, index, of_seq(kv_len_), of_seq(query_row_), of_seq(blocks_), of_seq(wanted_)};
+  }
+
+ private:
+  const Args& a_;
+  const int query_row_;
+  const int kv_len_;
+  const int blocks_;
+  const int wanted_;
+};
 
 }  // namespace sparse
 }  // namespace trt_resa

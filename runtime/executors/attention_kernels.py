@@ -159,7 +159,7 @@ class AttentionKernels:
             **append,
             **attend,
             counters=self._counters.data_ptr(),
-            settled=1,  # they were zeroed in `reserve`, long before
+            settled=1,  # all but qkv: counters since `reserve`, inputs before the first layer
             keep_ratio=sparse.keep_ratio,
             min_blocks=sparse.min_blocks,
             local_blocks=sparse.local_blocks,

@@ -164,7 +164,7 @@ def buffers(library: KernelLibrary, params: KernelParams, device: torch.device) 
     params.counters_tensor = torch.zeros(
         library.counter_bytes(params), dtype=torch.uint8, device=device
     )
-    # After the counters: see `settled` in sparse_step.h.
+    # After counters and inputs: see `settled` in sparse_step.h.
     params.workspace_tensor = torch.full(
         (library.workspace_bytes(params),), 0x47, dtype=torch.uint8, device=device
     )

@@ -181,16 +181,22 @@ def test_graph_replay_while_lengths_grow(library):
         check(library, case, before, DEFAULT, out)
 
 
-def test_counters_that_are_zeroed_right_before(library):
-    """As the TensorRT plugin does, in a workspace that others have written to."""
+def test_counters_and_lengths_that_are_written_right_before(library):
+    """As TensorRT may, and the plugin does in a workspace that others have written to."""
     case = make_step([(9000, 1), (8000, 1)], q_heads=14)
     before = copy.deepcopy(case)
     out = torch.full_like(case.q, NAN)
     params = step_params(library, case, DEFAULT, out)
     params.settled = 0
-    for _ in range(50):
+    kv_lens = case.kv_lens.clone()
+    for turn in range(50):
         params.counters_tensor.fill_(0x47)
+        case.kv_lens.fill_(7)
+        if turn % 2 == 0:
+            case.kv_lens.copy_(kv_lens)
         params.counters_tensor.zero_()
+        if turn % 2 == 1:
+            case.kv_lens.copy_(kv_lens)
         library.launch(params, torch.cuda.current_stream().cuda_stream)
     torch.cuda.synchronize()
     check(library, case, before, DEFAULT, out)

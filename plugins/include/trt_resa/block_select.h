@@ -50,7 +50,7 @@ typedef struct trt_resa_block_select_params {
   int32_t sink_blocks;
   int32_t dense_below;
   int32_t dtype;   /* enum trt_resa_dtype */
-  int32_t settled; /* see sparse_step.h */
+  int32_t settled; /* see sparse_step.h; q and summary may be written as well */
   /* scalars */
   float softmax_scale; /* positive: factor of the terms, 1 / sqrt(D) as a rule */
   double keep_ratio;   /* above 0, at most 1 */

@@ -57,8 +57,9 @@ typedef struct trt_resa_sparse_step_params {
   int32_t dense_below;
   int32_t dtype;    /* enum trt_resa_dtype */
   int32_t indirect; /* 0 or 1 */
-  int32_t settled;  /* 1: nothing that may still run when this starts zeroes the counters, so that
-                       they are used before what is enqueued before has ended; 0: something may */
+  int32_t settled;  /* 1: what is enqueued right before, and what may overlap with that, writes
+                       neither counters nor inputs but qkv, so that this begins while it still runs;
+                       0: it may write anything */
   /* scalars */
   float rope_scale;    /* factor of cos and sin */
   float norm_eps;      /* epsilon of both norms; positive where a norm weight is given */

@@ -47,6 +47,8 @@ inline float4 make_float4(float x, float y, float z, float w) {
 #define __grid_constant__
 #undef __global__
 #define __global__
+#undef __noinline__
+#define __noinline__
 
 struct Index {
   unsigned x;
