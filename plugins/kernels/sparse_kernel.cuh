@@ -31,7 +31,13 @@ TRT_RESA_HOST_DEVICE constexpr bool is_wide(int compute_capability) {
   return compute_capability == 90 || compute_capability == 100;
 }
 
-template <typename T_, int kHeadDim_, int kHeadTiles_, bool kWide>
+// Whether there are teams on such a multiprocessor.
+TRT_RESA_HOST_DEVICE constexpr bool has_teams(bool wide, int head_dim) {
+  return wide && head_dim <= 128;
+}
+
+// kTeams: for launches of clusters, which work in teams where that suits the lengths.
+template <typename T_, int kHeadDim_, int kHeadTiles_, bool kWide, bool kTeams>
 struct Config {
   using T = T_;
   static constexpr int kHeadDim = kHeadDim_;
@@ -46,7 +52,8 @@ struct Config {
   using Score = ScoreShape<kHeadDim, kHeadTiles, kWarps, kRingBudget>;
   static_assert(Score::kPerRound >= kMinScored);
 
-  static constexpr bool kHasTeams = kWide && kHeadDim <= 128;
+  static constexpr bool kHasTeams = kTeams;
+  static_assert(!kTeams || has_teams(kWide, kHeadDim));
   using Team = TeamShape<kHeadDim, kHeadTiles, kWarps>;
 
   // What items use, of which a thread block does one at a time.
@@ -256,10 +263,8 @@ __device__ __forceinline__ void prefetch(const Args& a) {
   }
 }
 
-// Apart, so that what a team executes lies side by side: mixed with this it took a microsecond
-// longer.
 template <typename C>
-__device__ __noinline__ void run_items(const Args& a, typename C::Shared& shared) {
+__device__ void run_items(const Args& a, typename C::Shared& shared) {
   __shared__ Plan plan;
   __shared__ int drawn;
 
@@ -294,19 +299,27 @@ __device__ __noinline__ void run_items(const Args& a, typename C::Shared& shared
   }
 }
 
-// Thread blocks that were launched as clusters work in teams, where that suits the lengths.
+// The same where teams do not suit. A function of its own, which reads its arguments from memory
+// and takes a microsecond more: mixed with this, what teams execute takes half of one more.
+template <typename C>
+__device__ __noinline__ void run_items_instead(const Args& a, typename C::Shared& shared) {
+  run_items<C>(a, shared);
+}
+
 template <typename C>
 __device__ void run(const Args& a, typename C::Shared& shared) {
   if constexpr (C::kHasTeams) {
-    if (cluster::size() > 1) {
-      Team<typename C::T, C::kHeadDim, typename C::Team> team(a, shared.team);
-      if (team.run(shared.rope, shared.staged())) return;
-    }
+    Team<typename C::T, C::kHeadDim, typename C::Team> team(a, shared.team);
+    if (team.run(shared.rope, shared.staged())) return;
   }
   allow_next_kernel();
   prefetch(a);
   wait_for_previous_kernel();
-  run_items<C>(a, shared);
+  if constexpr (C::kHasTeams) {
+    run_items_instead<C>(a, shared);
+  } else {
+    run_items<C>(a, shared);
+  }
 }
 
 // Compiled to nothing for the architectures that take the other width.

@@ -15,18 +15,28 @@ struct TeamGrid {
   int clusters = 0;
 };
 
+// Lets thread blocks have the shared memory that they need.
+template <typename C>
+cudaError_t allow_shared_memory() {
+  return cudaFuncSetAttribute(sparse_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                              static_cast<int>(sizeof(typename C::Shared)));
+}
+
 // The largest teams of which the device holds one per row at once; they select.
 template <typename C>
-TeamGrid find_teams(const Args& args, size_t shared_bytes) {
+TeamGrid find_teams(const Args& args) {
   TeamGrid teams;
   const int rows = args.batch_size * args.kv_heads;
   if (args.batch_size > 32 || (args.roles & kSelect) == 0) return teams;
-  cudaError_t error =
-      cudaFuncSetAttribute(sparse_kernel<C>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  cudaError_t error = allow_shared_memory<C>();
+  if (error == cudaSuccess) {
+    error =
+        cudaFuncSetAttribute(sparse_kernel<C>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
   for (int size = kMaxTeam; error == cudaSuccess && size >= kMinTeam; size /= 2) {
     if (rows * size < kMinTeamBlocks) break;
     const LaunchConfig config(dim3(static_cast<unsigned>(rows * size)), dim3(C::kThreads), nullptr,
-                              LaunchOptions{shared_bytes, false, size});
+                              LaunchOptions{sizeof(typename C::Shared), false, size});
     int clusters = 0;
     error = cudaOccupancyMaxActiveClusters(&clusters, sparse_kernel<C>, &config.config);
     if (clusters >= rows) return TeamGrid{size, clusters};
@@ -35,34 +45,30 @@ TeamGrid find_teams(const Args& args, size_t shared_bytes) {
   return teams;
 }
 
+template <typename C>
+int32_t launch_teams(const Args& args, const TeamGrid& teams, void* stream) {
+  Args placed = args;
+  placed.placement = place_rows(gpu_map(), args.batch_size * args.kv_heads);
+  return launch(sparse_kernel<C>, dim3(static_cast<unsigned>(teams.size * teams.clusters)),
+                dim3(C::kThreads), stream, placed,
+                LaunchOptions{sizeof(typename C::Shared), true, teams.size});
+}
+
 // As many thread blocks as the device holds at once.
 template <typename C>
-int32_t launch_kernel(const Args& args, void* stream) {
+int32_t launch_items(const Args& args, void* stream) {
   constexpr size_t kSharedBytes = sizeof(typename C::Shared);
   int device = 0, multiprocessors = 0, resident = 0;
   cudaError_t error = cudaGetDevice(&device);
   if (error == cudaSuccess) {
     error = cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
   }
-  if (error == cudaSuccess) {
-    error = cudaFuncSetAttribute(sparse_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(kSharedBytes));
-  }
+  if (error == cudaSuccess) error = allow_shared_memory<C>();
   if (error == cudaSuccess) {
     error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, sparse_kernel<C>, C::kThreads,
                                                           kSharedBytes);
   }
   if (error != cudaSuccess) return cuda_status(error);
-  if constexpr (C::kHasTeams) {
-    const TeamGrid teams = find_teams<C>(args, kSharedBytes);
-    if (teams.size > 1) {
-      Args placed = args;
-      placed.placement = place_rows(gpu_map(), args.batch_size * args.kv_heads);
-      return launch(sparse_kernel<C>, dim3(static_cast<unsigned>(teams.size * teams.clusters)),
-                    dim3(C::kThreads), stream, placed,
-                    LaunchOptions{kSharedBytes, true, teams.size});
-    }
-  }
   const dim3 grid(static_cast<unsigned>(multiprocessors * resident));
   return launch(sparse_kernel<C>, grid, dim3(C::kThreads), stream, args,
                 LaunchOptions{kSharedBytes, true});
@@ -72,13 +78,18 @@ int32_t launch_kernel(const Args& args, void* stream) {
 // made from the newest there is.
 template <typename T, int kHeadDim, int kHeadTiles>
 int32_t launch_for_width(const Args& args, void* stream) {
-  using Wide = Config<T, kHeadDim, kHeadTiles, true>;
-  using Narrow = Config<T, kHeadDim, kHeadTiles, false>;
+  using Wide = Config<T, kHeadDim, kHeadTiles, true, false>;
+  using Narrow = Config<T, kHeadDim, kHeadTiles, false, false>;
   cudaFuncAttributes attributes;
   const cudaError_t error = cudaFuncGetAttributes(&attributes, sparse_kernel<Wide>);
   if (error != cudaSuccess) return cuda_status(error);
-  return is_wide(attributes.ptxVersion) ? launch_kernel<Wide>(args, stream)
-                                        : launch_kernel<Narrow>(args, stream);
+  if (!is_wide(attributes.ptxVersion)) return launch_items<Narrow>(args, stream);
+  if constexpr (has_teams(true, kHeadDim)) {
+    using Teams = Config<T, kHeadDim, kHeadTiles, true, true>;
+    const TeamGrid teams = find_teams<Teams>(args);
+    if (teams.size > 1) return launch_teams<Teams>(args, teams, stream);
+  }
+  return launch_items<Wide>(args, stream);
 }
 
 template <typename T, int kHeadDim>

@@ -32,7 +32,6 @@ using namespace trt_resa::sparse;
 
 template <typename T, int kHeadDim, int kHeadTiles, bool kWide>
 class Case : CaseData<T, kHeadDim> {
-  using C = Config<T, kHeadDim, kHeadTiles, kWide>;
   using Data = CaseData<T, kHeadDim>;
   using Data::choose_blocks;
   using Data::finished;
@@ -123,6 +122,26 @@ class Case : CaseData<T, kHeadDim> {
     a.placement = place_rows(map, rows);
 
     const auto before = kv_;
+    if (s_.team == 1) {
+      execute<Config<T, kHeadDim, kHeadTiles, kWide, false>>(a);
+    } else if constexpr (has_teams(kWide, kHeadDim)) {
+      execute<Config<T, kHeadDim, kHeadTiles, kWide, true>>(a);
+    } else {
+      return std::puts("no teams of this shape"), false;
+    }
+    for (const uint4& words : counters) {
+      if ((words.x | words.y | words.z | words.w) != 0) {
+        std::puts("counters are left behind");
+        return false;
+      }
+    }
+    return compare(before);
+  }
+
+ private:
+  // Thread blocks one after another, or clusters of them, of which there are two beyond the rows.
+  template <typename C>
+  void execute(const Args& a) const {
     using Shared = typename C::Shared;
     constexpr size_t kBytes = sizeof(Shared);
     const std::unique_ptr<void, decltype(&std::free)> memory(
@@ -131,7 +150,7 @@ class Case : CaseData<T, kHeadDim> {
     for (int rank = 0; rank < s_.team; ++rank) {
       memories.push_back(static_cast<char*>(memory.get()) + rank * kBytes);
     }
-    const int clusters = s_.team > 1 ? rows + 2 : s_.thread_blocks;
+    const int clusters = s_.team > 1 ? a.batch_size * a.kv_heads + 2 : s_.thread_blocks;
     gridDim.x = clusters * s_.team;
     for (int id = 0; id < clusters; ++id) {
       std::memset(memory.get(), on_host::kGarbage, kBytes * s_.team);
@@ -145,16 +164,8 @@ class Case : CaseData<T, kHeadDim> {
           [&] { trt_resa::sparse::run<C>(a, *reinterpret_cast<Shared*>(trt_resa::shared_memory)); },
           enter);
     }
-    for (const uint4& words : counters) {
-      if ((words.x | words.y | words.z | words.w) != 0) {
-        std::puts("counters are left behind");
-        return false;
-      }
-    }
-    return compare(before);
   }
 
- private:
   static bool near(float got, float wanted, float tolerance) {
     return std::abs(got - wanted) <= tolerance * (1.0f + std::abs(wanted));  // NaN is not near
   }
