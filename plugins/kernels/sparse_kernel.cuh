@@ -81,8 +81,10 @@ struct Config {
 
     __device__ T* staged() { return reinterpret_cast<T*>(queries); }
   };
-  // With the plan and a few words it fits what a thread block is given.
-  static_assert(sizeof(Shared) + sizeof(Plan) + 64 + kSharedAlign <= (kWide ? 227 : 99) * 1024);
+  // With the plan, arguments and a few words it fits what a thread block is given.
+  static_assert(sizeof(Shared) + sizeof(Plan) + (kHasTeams ? sizeof(Args) : 0) + 64 +
+                    kSharedAlign <=
+                (kWide ? 227 : 99) * 1024);
 };
 
 // The part's selection, from its first block on; null: all blocks in order.
@@ -299,11 +301,18 @@ __device__ void run_items(const Args& a, typename C::Shared& shared) {
   }
 }
 
-// The same where teams do not suit. A function of its own, which reads its arguments from memory
-// and takes a microsecond more: mixed with this, what teams execute takes half of one more.
+// The same where teams do not suit. A function of its own: mixed with this, what teams execute
+// takes longer. It would read its arguments line by line where they are, in global memory to it.
 template <typename C>
 __device__ __noinline__ void run_items_instead(const Args& a, typename C::Shared& shared) {
-  run_items<C>(a, shared);
+  constexpr int kWords = sizeof(Args) / sizeof(uint32_t);
+  alignas(Args) __shared__ uint32_t words[kWords];
+#pragma unroll 1
+  for (int i = threadIdx.x; i < kWords; i += C::kThreads) {
+    words[i] = reinterpret_cast<const uint32_t*>(&a)[i];
+  }
+  __syncthreads();
+  run_items<C>(*reinterpret_cast<const Args*>(words), shared);
 }
 
 template <typename C>
