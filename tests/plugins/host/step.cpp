@@ -50,6 +50,7 @@ int main() {
   wide.thread_blocks = 9;
   right &= run<__half, 128, 1, true>("wide", wide, {{2500}, {40}});
   right &= run<__half, 96, 1, true>("wide, head_dim 96", wide, {{1300}});
+  right &= run<__half, 96, 1>("head_dim 96", wide, {{1300}});
   Shape team = plain;
   team.team = 4;
   right &= run<__half, 64, 1, true>("team", team, {{2600}, {2300}, {0}, {2500, 2}});
