@@ -23,7 +23,7 @@ constexpr int kLikelyBytes = 128 << 10;  // at most of K and V that come to the 
 constexpr int kTeamBlocks = 4096;        // of a row, per thread block
 constexpr int kTeamSelected = 1024;      // of a selection, per thread block
 constexpr int kMinTeamBlocks = 32;       // of all teams: fewer do not keep the memory busy
-constexpr float kIdleBytes = 16 << 20;   // see suits_teams
+constexpr float kIdleBytes = 16 << 20;   // see TeamLengths
 
 template <int kHeadDim, int kHeadTiles_, int kWarps>
 struct TeamShape {
