@@ -41,8 +41,8 @@ __device__ __forceinline__ Vec<T> scaled_squares(const Vec<T>& x) {
 }
 
 // kRingBudget: bytes of shared memory for the summaries that are on their way. A warp scores eight
-// blocks per round, four lanes per block; a lane's vectors of a row are 32 elements apart. A copy
-// of a warp touches few lines: it takes as long as there are of these, some 1.2 cycles each.
+// blocks per round, four lanes per block; a lane's vectors of a row are 32 elements apart. Lanes
+// copy otherwise, so that a copy of a warp touches as few lines as it can.
 template <int kHeadDim_, int kHeadTiles_, int kWarps_, int kRingBudget>
 struct ScoreShape {
   static constexpr int kHeadDim = kHeadDim_;

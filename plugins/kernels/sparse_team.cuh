@@ -82,7 +82,7 @@ class Team {
     if (!draws()) cluster::wait();
     const TeamLengths lengths(a_, length);
     if (!lengths.suit_teams(size_)) {
-      drawn();
+      drawn();  // what follows takes the memory that it is sent to
       return false;
     }
     do_row(lengths, rope, staged);
