@@ -74,7 +74,7 @@ inline void arrive() {
   }
 }
 inline void wait() {
-  while (arrived.at(fiber()) == generation) on_host::yield();
+  on_host::await_change(generation, arrived.at(fiber()));
 }
 
 template <typename T>
@@ -94,7 +94,8 @@ inline void arrive_expecting(uint64_t& barrier, int bytes) {
   here.settle();
 }
 inline void wait_for(uint64_t& barrier, int parity) {
-  while (barriers.at(&barrier).phase % 2 == parity) on_host::yield();
+  const int& phase = barriers.at(&barrier).phase;
+  if (phase % 2 == parity) on_host::await_change(phase, phase);
 }
 template <typename T>
 void send(const T* target, const T& value, const uint64_t& barrier, int rank) {

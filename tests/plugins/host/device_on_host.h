@@ -3,6 +3,7 @@
 // than what stands here.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -62,9 +63,15 @@ constexpr int kGarbage = 0x47;
 
 struct Block {
   struct Fiber {
-    ucontext_t context;
+    ucontext_t context;  // where it begins
+    jmp_buf place;       // and goes on
     std::unique_ptr<char[]> stack;
+    bool begun = false;
+    const int* awaited = nullptr;  // to change from what it was
+    int was = 0;
     bool done = false;
+
+    bool can_run() const { return !done && (awaited == nullptr || *awaited != was); }
   };
   std::vector<Fiber> fibers;
   std::vector<int> warp_arrived, warp_generation;
@@ -73,11 +80,26 @@ struct Block {
   int votes = 0;
 };
 inline Block* block = nullptr;
-inline ucontext_t scheduler;
+inline jmp_buf scheduler;
 inline std::function<void()> kernel;
 
-inline void yield() {
-  swapcontext(&block->fibers[threadIdx.x].context, &scheduler);
+// From the scheduler to a fiber, until that waits or ends. By jumps: swapcontext asks the kernel
+// each time.
+inline void go_on(Block::Fiber& fiber) {
+  if (_setjmp(scheduler) != 0) return;
+  if (fiber.begun) _longjmp(fiber.place, 1);
+  fiber.begun = true;
+  setcontext(&fiber.context);
+}
+
+// Lets others run until `value` is no longer what it `was`.
+inline void await_change(const int& value, int was) {
+  if (value != was) return;
+  Block::Fiber& self = block->fibers[threadIdx.x];
+  self.awaited = &value;
+  self.was = was;
+  if (_setjmp(self.place) == 0) _longjmp(scheduler, 1);
+  block->fibers[threadIdx.x].awaited = nullptr;
 }
 
 inline void meet(int& arrived, int& generation, int count) {
@@ -87,7 +109,7 @@ inline void meet(int& arrived, int& generation, int count) {
     ++generation;
     return;
   }
-  while (generation == mine) yield();
+  await_change(generation, mine);
 }
 
 inline void meet_warp() {
@@ -129,12 +151,12 @@ inline void launch_together(unsigned count, unsigned threads, std::function<void
       getcontext(&fiber.context);
       fiber.context.uc_stack.ss_sp = fiber.stack.get();
       fiber.context.uc_stack.ss_size = kStack;
-      fiber.context.uc_link = &scheduler;
       makecontext(
           &fiber.context,
           +[] {
             kernel();
             block->fibers[threadIdx.x].done = true;
+            _longjmp(scheduler, 1);
           },
           0);
     }
@@ -143,19 +165,22 @@ inline void launch_together(unsigned count, unsigned threads, std::function<void
   std::iota(order.begin(), order.end(), 0u);
   static std::mt19937 random(3);
   size_t left = order.size();
-  for (long round = 0; left > 0; ++round) {
-    if (round > 1000000) {
-      std::puts("the threads wait for ever");
-      std::exit(1);
-    }
+  for (int round = 0; left > 0; ++round) {
     if (round % 4 == 0) std::shuffle(order.begin(), order.end(), random);
+    bool stuck = true;
     for (unsigned i : order) {
       block = &blocks[i / threads];
-      if (block->fibers[i % threads].done) continue;
+      Block::Fiber& fiber = block->fibers[i % threads];
+      if (!fiber.can_run()) continue;
+      stuck = false;
       enter(static_cast<int>(i / threads));
       threadIdx.x = i % threads;
-      swapcontext(&scheduler, &block->fibers[threadIdx.x].context);
-      left -= block->fibers[i % threads].done;
+      go_on(fiber);
+      left -= fiber.done;
+    }
+    if (stuck) {
+      std::puts("the threads wait for ever");
+      std::exit(1);
     }
   }
 }
