@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from tests.checkpoints import tiny_checkpoint
-
-# Two in all, here and in the programs that tests start; more would wait for one another.
+# Two in all, here and in the programs that tests start; more would wait for one another. Before
+# PyTorch is loaded: torch.set_num_threads says nothing to the products of other threads.
 THREADS = max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-torch.set_num_threads(THREADS)
 os.environ["OMP_NUM_THREADS"] = str(THREADS)
+
+import torch  # noqa: E402
+
+from tests.checkpoints import tiny_checkpoint  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
