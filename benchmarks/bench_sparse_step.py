@@ -6,8 +6,7 @@ every launch finds it cold. A figure is the median over replays, divided by the 
 that are ``chained`` follow one another directly, each allowed to start while the one before ends;
 ``alone`` has an ordinary small kernel before each, whose own time is subtracted.
 
-Peers: SDPA (cuDNN, FlashAttention) over the whole cache, FlexAttention over a block mask of as many
-blocks. Run on a GPU: ``python benchmarks/bench_sparse_step.py [--json FILE]``.
+Peers: ``sparse_peers.py``. Run on a GPU: ``python benchmarks/bench_sparse_step.py [--json FILE]``.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import sparse_peers
+from benchmarks.sparse_peers import COLD_BYTES, random_half
 from benchmarks.timing import graph_us, read_gb_per_s
 from tests.plugins.sparse_case import (
     Cache,
@@ -42,7 +41,6 @@ from trt_resa.kernels import load_library as load_kernels
 
 Q_HEADS, KV_HEADS, HEAD_DIM, BLOCK = 28, 4, 128, 16
 SETTINGS = Selecting(keep_ratio=0.1)
-COLD_BYTES = 200 << 20  # what a rotation reads at least; the L2 cache of an H100 holds 50 MB
 TARGETS = {  # must, aim; us per layer on an H100
     (1, 32): (12, 8),
     (1, 128): (24, 18),
@@ -51,10 +49,6 @@ TARGETS = {  # must, aim; us per layer on an H100
     (4, 128): (90, 70),
     (4, 256): (160, 130),
 }
-
-
-def random_half(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, dtype=torch.float16, device="cuda")
 
 
 class Copy:
@@ -117,54 +111,6 @@ class Copy:
             params.counters = shared[params.kernel].counters
 
 
-def sdpa_us(backend: SDPBackend, batch: int, tokens: int, copies: int) -> float | None:
-    """Dense attention of one query per sequence; None where the backend refuses."""
-    q = random_half(batch, Q_HEADS, 1, HEAD_DIM)
-    sets = [
-        (
-            random_half(batch, KV_HEADS, tokens, HEAD_DIM),
-            random_half(batch, KV_HEADS, tokens, HEAD_DIM),
-        )
-        for _ in range(copies)
-    ]
-    attend = torch.nn.functional.scaled_dot_product_attention
-    try:
-        with sdpa_kernel(backend):
-            return graph_us([lambda kv=kv: attend(q, *kv, enable_gqa=True) for kv in sets])
-    except RuntimeError as error:
-        print(f"  {backend.name} refuses: {str(error).splitlines()[0]}")
-        return None
-
-
-def flex_us(batch: int, tokens: int, copies: int) -> float | None:
-    """PyTorch's FlexAttention over as many random blocks of each query head as a selection holds;
-    None where it refuses."""
-    blocks, selected = tokens // BLOCK, SETTINGS.count(tokens, BLOCK)
-    order = torch.rand(batch, Q_HEADS, 1, blocks, device="cuda").argsort(-1)[..., :selected]
-    indices = torch.zeros(batch, Q_HEADS, 1, blocks, dtype=torch.int32, device="cuda")
-    indices[..., :selected] = order.sort(-1).values
-    counts = torch.full((batch, Q_HEADS, 1), selected, dtype=torch.int32, device="cuda")
-    try:
-        attend = torch.compile(flex_attention)
-        mask = BlockMask.from_kv_blocks(
-            counts, indices, BLOCK_SIZE=(128, BLOCK), seq_lengths=(1, tokens)
-        )
-        q = random_half(batch, Q_HEADS, 1, HEAD_DIM)
-        sets = [random_half(2, batch, KV_HEADS, tokens, HEAD_DIM) for _ in range(copies)]
-        options = {"BLOCK_N": BLOCK}
-        return graph_us(
-            [
-                lambda kv=kv: attend(
-                    q, kv[0], kv[1], block_mask=mask, enable_gqa=True, kernel_options=options
-                )
-                for kv in sets
-            ]
-        )
-    except Exception as error:  # whatever its compiler raises: this is a peer, not what is measured
-        print(f"  FlexAttention refuses: {type(error).__name__} {str(error).splitlines()[0]}")
-        return None
-
-
 def measure(
     library: KernelLibrary, batch: int, thousands: int, ceiling: float, options: argparse.Namespace
 ) -> dict[str, Any]:
@@ -221,20 +167,11 @@ def measure(
     del sets, shared
     torch.cuda.empty_cache()
     if options.baseline:
-        dense_bytes = rows * tokens * 2 * row_bytes
-        dense_copies = max(2, math.ceil(COLD_BYTES / dense_bytes))
-        for name, backend in (
-            ("cudnn", SDPBackend.CUDNN_ATTENTION),
-            ("flash", SDPBackend.FLASH_ATTENTION),
-        ):
-            time = sdpa_us(backend, batch, tokens, dense_copies)
-            result[f"sdpa_{name}_us"] = time
-            if time is not None:
-                print(f"B{batch} x {thousands:>3}K    SDPA {name:>5}: {time:7.2f} us", flush=True)
-        time = result["flex_sparse_us"] = flex_us(batch, tokens, dense_copies)
-        if time is not None:
-            print(f"B{batch} x {thousands:>3}K FlexAttention: {time:7.2f} us", flush=True)
-        torch.cuda.empty_cache()
+        shape = sparse_peers.Shape(batch, tokens, selected, Q_HEADS, KV_HEADS, HEAD_DIM, BLOCK)
+        result["peers_us"] = {}
+        for name, us in sparse_peers.measure(shape):
+            result["peers_us"][name] = us
+            print(f"B{batch} x {thousands:>3}K {name:>21}: {us:7.2f} us", flush=True)
     return result
 
 
