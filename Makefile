@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 CXX_SOURCES := git ls-files '*.cu' '*.cuh' '*.h' '*.cpp'
 
-.PHONY: demo test test-gpu lint format bench clean
+.PHONY: demo test test-gpu sanitize lint format bench clean
 
 demo: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" ENGINE="$(ENGINE)" bash scripts/demo.sh
@@ -18,6 +18,10 @@ test: lint
 # Needs an NVIDIA GPU; fails, not skips, where the kernel library was not built.
 test-gpu: $(INSTALLED)
 	TRT_RESA_CUDA=1 $(BIN)/python -m pytest -m gpu
+
+# Needs compute-sanitizer beside the GPU.
+sanitize: $(INSTALLED)
+	PYTHON=$(BIN)/python bash scripts/sanitize.sh
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
