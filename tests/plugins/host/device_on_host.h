@@ -66,8 +66,7 @@ struct Block {
     ucontext_t context;  // where it begins
     jmp_buf place;       // and goes on
     std::unique_ptr<char[]> stack;
-    bool begun = false;
-    const int* awaited = nullptr;  // to change from what it was
+    const int* awaited = nullptr;  // to change from what it was; null before it has begun
     int was = 0;
     bool done = false;
 
@@ -87,8 +86,7 @@ inline std::function<void()> kernel;
 // each time.
 inline void go_on(Block::Fiber& fiber) {
   if (_setjmp(scheduler) != 0) return;
-  if (fiber.begun) _longjmp(fiber.place, 1);
-  fiber.begun = true;
+  if (fiber.awaited != nullptr) _longjmp(fiber.place, 1);
   setcontext(&fiber.context);
 }
 
@@ -99,7 +97,6 @@ inline void await_change(const int& value, int was) {
   self.awaited = &value;
   self.was = was;
   if (_setjmp(self.place) == 0) _longjmp(scheduler, 1);
-  block->fibers[threadIdx.x].awaited = nullptr;
 }
 
 inline void meet(int& arrived, int& generation, int count) {

@@ -127,7 +127,8 @@ class Case : CaseData<T, kHeadDim> {
     } else if constexpr (has_teams(kWide, kHeadDim)) {
       execute<Config<T, kHeadDim, kHeadTiles, kWide, true>>(a);
     } else {
-      return std::puts("no teams of this shape"), false;
+      std::puts("no teams of this shape");
+      return false;
     }
     for (const uint4& words : counters) {
       if ((words.x | words.y | words.z | words.w) != 0) {
