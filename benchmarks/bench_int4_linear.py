@@ -8,7 +8,6 @@ Run on a GPU: ``python benchmarks/bench_int4_linear.py``.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.timing import graph_us
+from benchmarks.timing import cold_copies, graph_us
 from trt_resa.int4 import Int4Weight
 from trt_resa.int4_tiles import pack_tiles
 from trt_resa.kernel_params import Int4LinearParams, KernelDtype
@@ -38,13 +37,12 @@ MODELS = {
     ),
 }
 ROWS = (1, 4, 8, 16, 32)
-COLD_BYTES = 200 << 20
 REPLAYS = 12
 
 
 def int4_us(n: int, k: int, swiglu: int, rows: int) -> float:
     library = load_library()
-    copies = max(3, math.ceil(COLD_BYTES / (n * k // 2)))
+    copies = cold_copies(n * k // 2)
     x = torch.randn(rows, k, device="cuda", dtype=torch.bfloat16)
     out = torch.empty(rows, n, device="cuda", dtype=torch.bfloat16)
     scales = torch.rand(k // 128, n, device="cuda").to(torch.bfloat16)
@@ -74,7 +72,7 @@ def int4_us(n: int, k: int, swiglu: int, rows: int) -> float:
 
 
 def torch_us(n: int, k: int, rows: int) -> float:
-    copies = max(2, math.ceil(COLD_BYTES / (n * k * 2)))
+    copies = cold_copies(n * k * 2)
     x = torch.randn(rows, k, device="cuda", dtype=torch.bfloat16)
     weights = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for _ in range(copies)]
     return graph_us([lambda w=w: torch.nn.functional.linear(x, w) for w in weights], REPLAYS)

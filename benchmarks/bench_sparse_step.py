@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,8 +23,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import sparse_peers
-from benchmarks.sparse_peers import COLD_BYTES, random_half
-from benchmarks.timing import graph_us, read_gb_per_s
+from benchmarks.sparse_peers import random_half
+from benchmarks.timing import cold_copies, graph_us, read_gb_per_s
 from tests.plugins.sparse_case import (
     Cache,
     Selecting,
@@ -125,7 +124,7 @@ def measure(
         "sparse_decode": rows * selected * 2 * BLOCK * row_bytes,
     }
     moved["sparse_step"] = sum(moved.values())
-    copies = max(2, math.ceil(COLD_BYTES / moved["block_select"]))
+    copies = cold_copies(moved["block_select"])
     shared: dict[str, Any] = {}
     sets = [Copy(library, batch, tokens, shared) for _ in range(copies)]
     spacer = torch.zeros(1024, device="cuda")

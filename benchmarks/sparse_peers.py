@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import math
+import textwrap
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -19,9 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.timing import graph_us
+from benchmarks.timing import cold_copies, graph_us
 
-COLD_BYTES = 200 << 20  # what a rotation reads at least; the L2 cache of an H100 holds 50 MB
 WORKSPACE_BYTES = 256 << 20  # of FlashInfer
 
 
@@ -44,45 +43,48 @@ class Shape:
     def copies(self, sparse: bool) -> int:
         """Caches in a rotation."""
         keys = self.selected * self.block if sparse else self.tokens
-        bytes_read = self.batch * self.kv_heads * keys * self.head_dim * 2 * 2
-        return max(2, math.ceil(COLD_BYTES / bytes_read))
+        return cold_copies(self.batch * self.kv_heads * keys * self.head_dim * 2 * 2)
 
 
 def random_half(*shape: int) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.float16, device="cuda")
 
 
+def random_blocks(shape: Shape, heads: int) -> torch.Tensor:
+    """Ascending indices of the blocks that are selected [batch, heads, selected]."""
+    order = torch.rand(shape.batch, heads, shape.tokens // shape.block, device="cuda").argsort(-1)
+    return order[..., : shape.selected].sort(-1).values
+
+
+def contiguous_caches(shape: Shape) -> list[torch.Tensor]:
+    """Keys and values [2, batch, kv_heads, tokens, head_dim] of a rotation."""
+    size = (2, shape.batch, shape.kv_heads, shape.tokens, shape.head_dim)
+    return [random_half(*size) for _ in range(shape.copies(sparse=False))]
+
+
 def sdpa_us(backend: SDPBackend, shape: Shape) -> float:
     q = random_half(shape.batch, shape.q_heads, 1, shape.head_dim)
-    size = (2, shape.batch, shape.kv_heads, shape.tokens, shape.head_dim)
-    sets = [random_half(*size) for _ in range(shape.copies(sparse=False))]
+    attend = partial(scaled_dot_product_attention, q, enable_gqa=True)
     with sdpa_kernel(backend):
-        return graph_us(
-            [lambda kv=kv: scaled_dot_product_attention(q, *kv, enable_gqa=True) for kv in sets]
-        )
+        return graph_us([partial(attend, *kv) for kv in contiguous_caches(shape)])
 
 
 def flex_us(shape: Shape) -> float:
-    blocks = shape.tokens // shape.block
     rows = (shape.batch, shape.q_heads, 1)
-    indices = torch.zeros(*rows, blocks, dtype=torch.int32, device="cuda")
-    order = torch.rand(*rows, blocks, device="cuda").argsort(-1)
-    indices[..., : shape.selected] = order[..., : shape.selected].sort(-1).values
+    indices = torch.zeros(*rows, shape.tokens // shape.block, dtype=torch.int32, device="cuda")
+    indices[:, :, 0, : shape.selected] = random_blocks(shape, shape.q_heads)
     counts = torch.full(rows, shape.selected, dtype=torch.int32, device="cuda")
     mask = BlockMask.from_kv_blocks(
         counts, indices, BLOCK_SIZE=(128, shape.block), seq_lengths=(1, shape.tokens)
     )
-    attend = torch.compile(flex_attention)
-    q = random_half(*rows, shape.head_dim)
-    size = (2, shape.batch, shape.kv_heads, shape.tokens, shape.head_dim)
-    sets = [random_half(*size) for _ in range(shape.copies(sparse=False))]
-    options = {"BLOCK_N": shape.block}
-    return graph_us(
-        [
-            lambda kv=kv: attend(q, *kv, block_mask=mask, enable_gqa=True, kernel_options=options)
-            for kv in sets
-        ]
+    attend = partial(
+        torch.compile(flex_attention),
+        random_half(*rows, shape.head_dim),
+        block_mask=mask,
+        enable_gqa=True,
+        kernel_options={"BLOCK_N": shape.block},
     )
+    return graph_us([partial(attend, *kv) for kv in contiguous_caches(shape)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +115,8 @@ def paged(shape: Shape, sparse: bool) -> Paged:
     if not sparse:
         return Paged(q, [(kv[:, 0], kv[:, 1]) for kv in pools], table)
     # A page is what one KV head has of a block; the values' pages lie kv_heads behind the keys'.
-    rows = (shape.batch, shape.kv_heads)
-    order = torch.rand(*rows, table.shape[1], device="cuda").argsort(-1)
-    chosen = order[..., : shape.selected].sort(-1).values.flatten(1)
-    blocks = table.gather(1, chosen).view(*rows, -1)
+    chosen = random_blocks(shape, shape.kv_heads)
+    blocks = table.gather(1, chosen.flatten(1)).view_as(chosen)
     heads = torch.arange(shape.kv_heads, dtype=torch.int32, device="cuda")[:, None]
     pages = blocks * (2 * shape.kv_heads) + heads
     flat = [kv.view(-1, 1, shape.block, shape.head_dim) for kv in pools]
@@ -201,7 +201,7 @@ def measure(shape: Shape) -> Iterator[tuple[str, float]]:
         try:
             us = peer(shape)
         except Exception as error:  # of whatever kind: this is a peer, not what is measured
-            print(f"  {name} refuses: {type(error).__name__} {str(error).strip().splitlines()[0]}")
+            print(f"  {name} refuses:", textwrap.shorten(f"{type(error).__name__} {error}", 200))
         else:
             yield name, us
         torch.cuda.empty_cache()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -11,6 +12,13 @@ import torch
 #: Seconds of replays before any counts: where half a gigabyte had just been written, up to 18 took
 #: 16 % longer than all later ones, with our kernel as with FlashAttention's.
 WARM_UP_S = 0.03
+#: What a rotation over copies reads at least; the L2 cache of an H100 holds 50 MB.
+COLD_BYTES = 200 << 20
+
+
+def cold_copies(bytes_read: int) -> int:
+    """Copies in a rotation whose launches, of ``bytes_read`` each, find the L2 cache cold."""
+    return max(2, math.ceil(COLD_BYTES / bytes_read))
 
 
 def graph_us(launches: list[Callable[[], object]], replays: int = 30, cold: bool = False) -> float:
