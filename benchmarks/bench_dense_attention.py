@@ -22,9 +22,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.timing import graph_us, read_gb_per_s
 from tests.plugins.dense_reference import DenseCase, make_dense_case
 from trt_resa.kernels import KernelLibrary, load_library
+from trt_resa.runtime.bench_timing import graph_us, read_gb_per_s
 
 Q_HEADS, KV_HEADS, HEAD_DIM = 28, 4, 128
 REPLAYS = 20

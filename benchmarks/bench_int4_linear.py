@@ -15,11 +15,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.timing import cold_copies, graph_us
 from trt_resa.int4 import Int4Weight
 from trt_resa.int4_tiles import pack_tiles
 from trt_resa.kernel_params import Int4LinearParams, KernelDtype
 from trt_resa.kernels import load_library
+from trt_resa.runtime.bench_timing import cold_copies, graph_us
 
 #: (name, N, K, swiglu)
 MODELS = {

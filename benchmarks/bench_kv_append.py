@@ -14,9 +14,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.timing import graph_us
 from tests.plugins.reference import Case, make_case
 from trt_resa.kernels import KernelLibrary, load_library
+from trt_resa.runtime.bench_timing import graph_us
 
 
 def copy_gb_per_s(total_bytes: int) -> float:

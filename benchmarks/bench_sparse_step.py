@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import sparse_peers
 from benchmarks.sparse_peers import random_half
-from benchmarks.timing import cold_copies, graph_us, read_gb_per_s
 from tests.plugins.sparse_case import (
     Cache,
     Selecting,
@@ -37,6 +36,7 @@ from tests.plugins.sparse_case import (
 from trt_resa.kernel_params import KernelParams, KvAppendParams, SparseStepParams
 from trt_resa.kernels import KernelLibrary
 from trt_resa.kernels import load_library as load_kernels
+from trt_resa.runtime.bench_timing import cold_copies, graph_us, read_gb_per_s
 
 Q_HEADS, KV_HEADS, HEAD_DIM, BLOCK = 28, 4, 128, 16
 SETTINGS = Selecting(keep_ratio=0.1)
@@ -124,7 +124,7 @@ def measure(
         "sparse_decode": rows * selected * 2 * BLOCK * row_bytes,
     }
     moved["sparse_step"] = sum(moved.values())
-    copies = cold_copies(moved["block_select"])
+    copies = max(cold_copies(moved["block_select"]), options.layers)
     shared: dict[str, Any] = {}
     sets = [Copy(library, batch, tokens, shared) for _ in range(copies)]
     spacer = torch.zeros(1024, device="cuda")
@@ -185,6 +185,12 @@ def main() -> None:
     )
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 4])
     parser.add_argument("--thousands", nargs="+", type=int, default=[32, 128, 256])
+    parser.add_argument(
+        "--layers",
+        type=int,
+        default=0,
+        help="copies of the cache at least, as many as a model has layers",
+    )
     options = parser.parse_args()
     library = load_kernels()
     torch.manual_seed(0)

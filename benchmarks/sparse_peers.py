@@ -1,9 +1,9 @@
 """What the sparse step is compared with: other kernels over the same cache, or as much of it.
 
 Dense: PyTorch's SDPA over contiguous K and V, FlashInfer over the paged cache. Sparse: attention
-alone over random blocks, as many as a selection holds, by FlexAttention (blocks of each query head)
-and FlashInfer (of each KV head, which is a sequence of its own there). FlashInfer is used where it
-is installed; what it computes is compared with plain attention before it is timed.
+alone over random blocks of each KV head, as many as a selection holds, by FlexAttention and
+FlashInfer, to which each KV head is a sequence of its own. FlashInfer is used where it is
+installed; what it computes is compared with plain attention before it is timed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from benchmarks.timing import cold_copies, graph_us
+from trt_resa.runtime.bench_timing import cold_copies, graph_us
 
 WORKSPACE_BYTES = 256 << 20  # of FlashInfer
 
@@ -56,23 +56,24 @@ def random_blocks(shape: Shape, heads: int) -> torch.Tensor:
     return order[..., : shape.selected].sort(-1).values
 
 
-def contiguous_caches(shape: Shape) -> list[torch.Tensor]:
+def contiguous_caches(shape: Shape, sparse: bool) -> list[torch.Tensor]:
     """Keys and values [2, batch, kv_heads, tokens, head_dim] of a rotation."""
     size = (2, shape.batch, shape.kv_heads, shape.tokens, shape.head_dim)
-    return [random_half(*size) for _ in range(shape.copies(sparse=False))]
+    return [random_half(*size) for _ in range(shape.copies(sparse))]
 
 
 def sdpa_us(backend: SDPBackend, shape: Shape) -> float:
     q = random_half(shape.batch, shape.q_heads, 1, shape.head_dim)
     attend = partial(scaled_dot_product_attention, q, enable_gqa=True)
     with sdpa_kernel(backend):
-        return graph_us([partial(attend, *kv) for kv in contiguous_caches(shape)])
+        return graph_us([partial(attend, *kv) for kv in contiguous_caches(shape, sparse=False)])
 
 
 def flex_us(shape: Shape) -> float:
     rows = (shape.batch, shape.q_heads, 1)
     indices = torch.zeros(*rows, shape.tokens // shape.block, dtype=torch.int32, device="cuda")
-    indices[:, :, 0, : shape.selected] = random_blocks(shape, shape.q_heads)
+    chosen = random_blocks(shape, shape.kv_heads).repeat_interleave(shape.group, 1)
+    indices[:, :, 0, : shape.selected] = chosen
     counts = torch.full(rows, shape.selected, dtype=torch.int32, device="cuda")
     mask = BlockMask.from_kv_blocks(
         counts, indices, BLOCK_SIZE=(128, shape.block), seq_lengths=(1, shape.tokens)
@@ -84,7 +85,7 @@ def flex_us(shape: Shape) -> float:
         enable_gqa=True,
         kernel_options={"BLOCK_N": shape.block},
     )
-    return graph_us([partial(attend, *kv) for kv in contiguous_caches(shape)])
+    return graph_us([partial(attend, *kv) for kv in contiguous_caches(shape, sparse=True)])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ graphs of parts of a step account for its time.
 from __future__ import annotations
 
 import itertools
-import statistics
 import time
 from collections.abc import Iterator
 
@@ -23,6 +22,7 @@ from trt_resa.runtime.bench_baseline import sdpa_ms
 from trt_resa.runtime.bench_gaps import profile_replay
 from trt_resa.runtime.bench_points import Point
 from trt_resa.runtime.bench_results import LoopTimes, Parts, PointResult
+from trt_resa.runtime.bench_timing import replay_ms
 from trt_resa.runtime.executors.base import Limits
 from trt_resa.runtime.executors.buckets import ForwardShape
 from trt_resa.runtime.executors.engine_loading import Linears
@@ -159,16 +159,16 @@ class Bench:
         executor = self.executor
         kernels = [name for name in ALL_PARTS if name != SEGMENTS]
 
-        def replay_ms(parts: tuple[str, ...]) -> float:
+        def parts_ms(parts: tuple[str, ...]) -> float:
             launches = list(executor.launches(shape, parts))
             if not launches:
                 return 0.0
             program = ForwardProgram(launches, executor.stream, executor.graph_pool, True)
-            return _replay_ms(program, executor.stream)
+            return replay_ms(program.run, REPLAYS, executor.stream)
 
-        whole = _replay_ms(executor.program(shape), executor.stream)
-        segments = replay_ms((SEGMENTS,))
-        by_kernel = {name: replay_ms((name,)) for name in kernels}
+        whole = replay_ms(executor.program(shape).run, REPLAYS, executor.stream)
+        segments = parts_ms((SEGMENTS,))
+        by_kernel = {name: parts_ms((name,)) for name in kernels}
         return Parts(whole, segments, {name: ms for name, ms in by_kernel.items() if ms})
 
 
@@ -250,19 +250,6 @@ class Steps:
             block_table=self._tables[members, : num_blocks(stop, self._size)],
             logit_rows=(bounds[1:] - 1).astype(np.int32),
         )
-
-
-def _replay_ms(program: ForwardProgram, stream: torch.cuda.Stream) -> float:
-    """Median over replays; the first run captures."""
-    times = []
-    for _ in range(REPLAYS + 2):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record(stream)
-        program.run()
-        end.record(stream)
-        end.synchronize()
-        times.append(start.elapsed_time(end))
-    return statistics.median(times[2:])
 
 
 def _fill(executor: RtxExecutor) -> None:

@@ -1,11 +1,11 @@
-"""How the kernel benchmarks time: replays of CUDA graphs, and what reading memory can reach."""
+"""How benchmarks time what a GPU replays."""
 
 from __future__ import annotations
 
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -21,7 +21,36 @@ def cold_copies(bytes_read: int) -> int:
     return max(2, math.ceil(COLD_BYTES / bytes_read))
 
 
-def graph_us(launches: list[Callable[[], object]], replays: int = 30, cold: bool = False) -> float:
+def replay_ms(
+    replay: Callable[[], object],
+    replays: int,
+    stream: torch.cuda.Stream | None = None,
+    before: Callable[[], object] = lambda: None,
+) -> float:
+    """Median milliseconds of ``replay`` on ``stream``, by default the current one.
+
+    The first call may capture what later ones replay. ``before`` runs before each, untimed.
+    """
+
+    def once() -> float:
+        before()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record(stream)
+        replay()
+        end.record(stream)
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    once()
+    warm = time.perf_counter() + WARM_UP_S
+    while time.perf_counter() < warm:
+        once()
+    return statistics.median(once() for _ in range(replays))
+
+
+def graph_us(
+    launches: Sequence[Callable[[], object]], replays: int = 30, cold: bool = False
+) -> float:
     """Median microseconds per launch over replays of a graph that holds all ``launches``.
 
     ``cold``: the L2 cache is overwritten before each replay; without it, the launches themselves
@@ -35,20 +64,7 @@ def graph_us(launches: list[Callable[[], object]], replays: int = 30, cold: bool
         for launch in launches:
             launch()
     flush = torch.empty(256 << 20 if cold else 0, dtype=torch.int8, device="cuda")
-
-    def replay_us() -> float:
-        flush.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        return start.elapsed_time(end) * 1e3 / len(launches)
-
-    warm = time.perf_counter() + WARM_UP_S
-    while time.perf_counter() < warm:
-        replay_us()
-    return statistics.median(replay_us() for _ in range(replays))
+    return replay_ms(graph.replay, replays, before=flush.zero_) * 1e3 / len(launches)
 
 
 def read_gb_per_s() -> float:
