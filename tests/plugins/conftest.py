@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from pathlib import Path
 
 import pytest
 
@@ -18,3 +20,14 @@ def library() -> KernelLibrary:
         if os.environ.get("TRT_RESA_CUDA") == "1":
             pytest.fail(f"TRT_RESA_CUDA=1 asks for the kernel library: {error}")
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def cuobjdump() -> Path:
+    """NVIDIA's disassembler, from the packages of the extra ``test``."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = [] if spec is None else spec.submodule_search_locations or []
+    tools = [tool for folder in folders for tool in Path(folder).glob("cu*/bin/cuobjdump")]
+    if not tools:
+        pytest.skip("needs the packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm")
+    return tools[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -14,15 +13,10 @@ import pytest
 from trt_resa.kernels import KernelLibrary
 
 
-def disassembly(binary: Path, architecture: str) -> Iterator[str]:
-    """Lines of the machine code; skips where the packages of the disassembler are missing."""
-    spec = importlib.util.find_spec("nvidia")
-    folders = [] if spec is None else spec.submodule_search_locations or []
-    tools = [tool for folder in folders for tool in Path(folder).glob("cu*/bin/cuobjdump")]
-    if not tools:
-        pytest.skip("needs the packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm")
-    path = f"{tools[0].parent}{os.pathsep}{os.environ['PATH']}"
-    program = [str(tools[0]), "-sass", "-arch", architecture, str(binary)]
+def disassembly(cuobjdump: Path, binary: Path, architecture: str) -> Iterator[str]:
+    """Lines of the machine code."""
+    path = f"{cuobjdump.parent}{os.pathsep}{os.environ['PATH']}"
+    program = [str(cuobjdump), "-sass", "-arch", architecture, str(binary)]
     with subprocess.Popen(
         program, stdout=subprocess.PIPE, text=True, env={**os.environ, "PATH": path}
     ) as process:
@@ -31,11 +25,11 @@ def disassembly(binary: Path, architecture: str) -> Iterator[str]:
     assert process.returncode == 0, program
 
 
-def test_descriptors_lie_in_pairs_of_registers(library: KernelLibrary) -> None:
+def test_descriptors_lie_in_pairs_of_registers(library: KernelLibrary, cuobjdump: Path) -> None:
     """ptxas 13.0 may put that of a copy with a cache hint elsewhere (``opaque_address``): the GPU
     then stops with "illegal instruction", where a sequence is long enough to get there."""
     function, copies, wrong = "", 0, set()
-    for line in disassembly(library.path, "sm_90a"):
+    for line in disassembly(cuobjdump, library.path, "sm_90a"):
         if "Function :" in line:
             function = line.split(":")[1].strip()
         for register in re.findall(r"LDGSTS.*desc\[UR(\d+)\]", line):
