@@ -27,8 +27,9 @@ class PaperLoop:
         config = model.config
         self.group = config.num_attention_heads // config.num_key_value_heads
         self.head_dim = config.head_dim
-        self.keys: list[list[torch.Tensor]] = [[] for _ in model.model.layers]
-        self.values: list[list[torch.Tensor]] = [[] for _ in model.model.layers]
+        nothing = torch.empty(0, config.num_key_value_heads, config.head_dim)
+        self.keys = [nothing for _ in model.model.layers]
+        self.values = [nothing for _ in model.model.layers]
 
     @torch.inference_mode()
     def generate(self, prompt: list[int], new_tokens: int) -> list[int]:
@@ -58,9 +59,8 @@ class PaperLoop:
             k = attention.k_proj(x).view(shape).transpose(1, 2)
             v = attention.v_proj(x).view(shape).transpose(1, 2)
             q, k = apply_rotary_pos_emb(q, k, cos, sin)
-            del self.keys[number][start:], self.values[number][start:]
-            self.keys[number] += [k[0, :, i] for i in range(len(tokens))]
-            self.values[number] += [v[0, :, i] for i in range(len(tokens))]
+            self.keys[number] = torch.cat([self.keys[number][:start], k[0].transpose(0, 1)])
+            self.values[number] = torch.cat([self.values[number][:start], v[0].transpose(0, 1)])
             out = torch.stack(
                 [self.attend(number, q[0, :, i], start + i + 1, sparse) for i in range(len(tokens))]
             )
@@ -71,8 +71,7 @@ class PaperLoop:
 
     def attend(self, layer: int, q: torch.Tensor, length: int, sparse: bool) -> torch.Tensor:
         """q [heads, head_dim] over the first ``length`` positions, or a selection of them."""
-        keys = torch.stack(self.keys[layer][:length])
-        values = torch.stack(self.values[layer][:length])
+        keys, values = self.keys[layer][:length], self.values[layer][:length]
         outputs = []
         for head in range(keys.shape[1]):
             queries = q[head * self.group : (head + 1) * self.group]
