@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,13 @@ def library() -> KernelLibrary:
 
 @pytest.fixture(scope="session")
 def cuobjdump() -> Path:
-    """NVIDIA's disassembler, from the packages of the extra ``test``."""
+    """NVIDIA's disassembler, from the packages of the extra ``test`` or a CUDA toolkit."""
     spec = importlib.util.find_spec("nvidia")
     folders = [] if spec is None else spec.submodule_search_locations or []
-    tools = [tool for folder in folders for tool in Path(folder).glob("cu*/bin/cuobjdump")]
-    if not tools:
+    for folder in folders:
+        for tool in Path(folder).glob("cu*/bin/cuobjdump"):
+            return tool
+    installed = shutil.which("cuobjdump") or shutil.which("cuobjdump", path="/usr/local/cuda/bin")
+    if installed is None:
         pytest.skip("needs the packages nvidia-cuda-cuobjdump and nvidia-cuda-nvdisasm")
-    return tools[0]
+    return Path(installed)
