@@ -8,7 +8,6 @@ too. Run on a GPU from the checkout: ``python benchmarks/rtx_segments.py``.
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from trt_resa.builder.rtx import RtxOptions, build_segment
 from trt_resa.model_config import RopeConfig
 from trt_resa.network import Segment
 from trt_resa.rtx import VERSION, create_context, load_engine, trt
+from trt_resa.runtime.bench_timing import read_gb_per_s, replay_ms
 from trt_resa.tables import segment_bytes
 from trt_resa.values import ValueSpec, value_specs
 
@@ -59,21 +59,7 @@ def replay_us(launch: Callable[[torch.cuda.Stream], object]) -> float:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
             launch(stream)
-        times = []
-        for _ in range(REPLAYS + 5):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record(stream)
-            graph.replay()
-            end.record(stream)
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 1e3)
-    return statistics.median(times[5:])
-
-
-def read_gb_per_s() -> float:
-    """Rate at which a sum reads 2 GiB: the ceiling of whatever reads weights."""
-    data = torch.randn(1 << 29, device="cuda")
-    return data.nbytes / replay_us(lambda _: data.sum()) / 1e3
+        return replay_ms(graph.replay, REPLAYS, stream) * 1e3
 
 
 def engine_us(
